@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faster R-CNN (Ren et al. 2015) on our backbones, as mmdet builds it: C4, or with a feature pyramid (Lin et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+from evaluators.mm import ops
+from evaluators.mm.backbone import Pyramid, Res5, Stages, Trunk, any_size, check_loaded, freeze, given, has_c4, size_divisor
+from suite.backbone import Backbone
+from suite.errors import UsageError
+
+FINEST = 4
+"""Smallest stride of a pyramid level; finer stages cost much and help little."""
+
+
+class DetectorOptions(Protocol):
+    """What the detector reads of an evaluator's config."""
+
+    architecture: str
+    frozen_stages: int
+    extra_norm: bool
+    roi_side: int
+    channels: int
+    fc_channels: int
+    anchor_scales: tuple[float, ...]
+    rpn_samples: int
+    rcnn_samples: int
+    rpn_pre_nms: int
+    rpn_proposals: int
+    test_pre_nms: int
+    test_proposals: int
+    max_detections: int
+
+
+def faster_rcnn(
+    backbone: Backbone, classes: int, cfg: DetectorOptions, mean: Sequence[float], std: Sequence[float]
+) -> nn.Module:
+    """Build the detector on a copy of the backbone and check that every tensor of the weights is in it.
+
+    Args:
+        backbone: with the weights to evaluate.
+        classes: object classes, background not counted.
+        cfg: architecture and sizes.
+        mean: RGB mean of pictures scaled to 0..1.
+        std: RGB standard deviation of pictures scaled to 0..1.
+
+    Returns:
+        An mmdet `FasterRCNN` whose heads are newly initialised from torch's current seed.
+
+    Raises:
+        UsageError: `c4` for a network that is not ResNet-like, or a network without a pyramid's levels.
+        JobError: mmdet does not import, or the weights are not in the model.
+    """
+    ops.load("mmdet.models")
+    from mmdet.registry import MODELS
+    from mmengine.config import ConfigDict
+
+    body = any_size(backbone)
+    freeze(body, cfg.frozen_stages)
+    parts = _c4(body, classes, cfg) if cfg.architecture == "c4" else _fpn(body, classes, cfg)
+    adapters = parts.pop("adapters")
+    preprocessor = {
+        "type": "DetDataPreprocessor", "bgr_to_rgb": True, "pad_size_divisor": size_divisor(backbone) if size_divisor(backbone) > 1 else 32,
+        "mean": [255 * m for m in mean], "std": [255 * s for s in std],
+    }  # fmt: skip
+    model = MODELS.build(
+        {"type": "FasterRCNN", "_scope_": "mmdet", "data_preprocessor": preprocessor, "backbone": given(adapters[0])}
+        | {name: ConfigDict(part) for name, part in (parts | _assignment(cfg)).items()}
+    )
+    model.init_weights()
+    check_loaded(backbone.net.state_dict(), *adapters)
+    return model
+
+
+def _c4(backbone: Backbone, classes: int, cfg: DetectorOptions) -> dict[str, Any]:
+    if not has_c4(backbone):
+        raise UsageError(f"architecture='c4' needs a ResNet-like network, not {backbone.arch!r}; use architecture='fpn'")
+    trunk, res5 = Trunk(backbone), Res5(backbone, cfg.extra_norm)
+    side = cfg.roi_side * res5.stride
+    return {
+        "adapters": (trunk, res5),
+        "rpn_head": _rpn_head(trunk.dim, trunk.dim, cfg.anchor_scales, [trunk.stride]),
+        "roi_head": {
+            "type": "StandardRoIHead",
+            "shared_head": given(res5),
+            "bbox_roi_extractor": {
+                "type": "SingleRoIExtractor",
+                "roi_layer": {"type": "RoIAlign", "output_size": side, "sampling_ratio": 0},
+                "out_channels": trunk.dim,
+                "featmap_strides": [trunk.stride],
+            },
+            "bbox_head": {"type": "BBoxHead", "with_avg_pool": True, "in_channels": res5.dim, **_box_head(classes, cfg.roi_side)},
+        },
+    }
+
+
+def _fpn(backbone: Backbone, classes: int, cfg: DetectorOptions) -> dict[str, Any]:
+    if backbone.is_vit:
+        levels: Stages = Pyramid(backbone)
+    else:
+        chosen = [i for i, stride in enumerate(backbone.strides) if stride >= FINEST]
+        if not chosen:
+            raise UsageError(f"architecture {backbone.arch!r} has no stage of stride {FINEST} or more for a pyramid")
+        levels = Stages(backbone, chosen)
+    strides = [*levels.strides, 2 * levels.strides[-1]]
+    return {
+        "adapters": (levels,),
+        "neck": {"type": "FPN", "in_channels": levels.dims, "out_channels": cfg.channels, "num_outs": len(strides)},
+        "rpn_head": _rpn_head(cfg.channels, cfg.channels, cfg.anchor_scales, strides),
+        "roi_head": {
+            "type": "StandardRoIHead",
+            "bbox_roi_extractor": {
+                "type": "SingleRoIExtractor",
+                "roi_layer": {"type": "RoIAlign", "output_size": cfg.roi_side, "sampling_ratio": 0},
+                "out_channels": cfg.channels,
+                "featmap_strides": levels.strides,
+                "finest_scale": 14 * levels.strides[0],
+            },
+            "bbox_head": {
+                "type": "Shared2FCBBoxHead", "in_channels": cfg.channels, "fc_out_channels": cfg.fc_channels,
+                **_box_head(classes, cfg.roi_side),
+            },
+        },
+    }  # fmt: skip
+
+
+def _rpn_head(inputs: int, channels: int, scales: Sequence[float], strides: Sequence[int]) -> dict[str, Any]:
+    anchors = {"type": "AnchorGenerator", "scales": list(scales), "ratios": [0.5, 1.0, 2.0], "strides": list(strides)}
+    return {
+        "type": "RPNHead",
+        "in_channels": inputs,
+        "feat_channels": channels,
+        "anchor_generator": anchors,
+        "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [1.0] * 4},
+        "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True},
+        "loss_bbox": {"type": "L1Loss"},
+    }
+
+
+def _box_head(classes: int, side: int) -> dict[str, Any]:
+    return {
+        "roi_feat_size": side,
+        "num_classes": classes,
+        "bbox_coder": {
+            "type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [0.1, 0.1, 0.2, 0.2],
+        },
+        "reg_class_agnostic": False,
+        "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False},
+        "loss_bbox": {"type": "L1Loss"},
+    }  # fmt: skip
+
+
+def _assignment(cfg: DetectorOptions) -> dict[str, Any]:
+    """Matching of anchors and proposals to boxes, sampling, suppression: mmdet's figures for Faster R-CNN."""
+    return {
+        "train_cfg": {
+            "rpn": {
+                "assigner": _assigner(0.7, 0.3, 0.3, low_quality=True),
+                "sampler": _sampler(cfg.rpn_samples, 0.5, add_boxes=False),
+                "allowed_border": -1,
+                "pos_weight": -1,
+                "debug": False,
+            },
+            "rpn_proposal": _proposals(cfg.rpn_pre_nms, cfg.rpn_proposals),
+            "rcnn": {
+                "assigner": _assigner(0.5, 0.5, 0.5, low_quality=False),
+                "sampler": _sampler(cfg.rcnn_samples, 0.25, add_boxes=True),
+                "pos_weight": -1,
+                "debug": False,
+            },
+        },
+        "test_cfg": {
+            "rpn": _proposals(cfg.test_pre_nms, cfg.test_proposals),
+            "rcnn": {
+                "score_thr": 0.05,
+                "nms": {"type": "nms", "iou_threshold": 0.5},
+                "max_per_img": cfg.max_detections,
+            },
+        },
+    }
+
+
+def _assigner(positive: float, negative: float, least: float, low_quality: bool) -> dict[str, Any]:
+    return {
+        "type": "MaxIoUAssigner", "pos_iou_thr": positive, "neg_iou_thr": negative, "min_pos_iou": least,
+        "match_low_quality": low_quality, "ignore_iof_thr": -1,
+    }  # fmt: skip
+
+
+def _sampler(number: int, positive: float, add_boxes: bool) -> dict[str, Any]:
+    return {
+        "type": "RandomSampler", "num": number, "pos_fraction": positive, "neg_pos_ub": -1,
+        "add_gt_as_proposals": add_boxes,
+    }  # fmt: skip
+
+
+def _proposals(before: int, after: int) -> dict[str, Any]:
+    nms = {"type": "nms", "iou_threshold": 0.7}
+    return {"nms_pre": before, "max_per_img": after, "nms": nms, "min_bbox_size": 0}

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures in one look, as SVG that has the same bytes every time and follows the page's theme."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+INK, MUTED, LINE, ACCENT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
+"""Stand for roles of the page's theme; the renderer puts its colours in (`suite.render.COLOURS`)."""
+
+STYLE: Mapping[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "suite",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One column of dots: a benchmark's headline per row."""
+
+    title: str
+    values: Sequence[float | None]
+    spread: Sequence[float]
+    controls: Mapping[str, float] = field(default_factory=dict)
+
+
+def dots(rows: Sequence[str], panels: Sequence[Panel], width: float = 11.0) -> str:
+    """Small multiples of dots, one panel per benchmark, a row per algorithm, control values as vertical lines."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    height = 0.95 + 0.34 * len(rows)
+    label = min(2.6, 0.35 + 0.085 * max((len(row) for row in rows), default=0))
+    with matplotlib.rc_context(dict(STYLE)):
+        figure = Figure(figsize=(width, height))
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        figure.subplots_adjust(
+            left=label / width, right=1 - 0.15 / width, top=1 - 0.55 / height, bottom=0.32 / height, wspace=0.14
+        )
+        for axes, panel in zip(grid, panels, strict=True):
+            _panel(axes, panel, rows)
+        return _svg(figure)
+
+
+DASHES = ("dashed", "dotted", "dashdot", "solid")
+
+
+def _panel(axes: Any, panel: Panel, rows: Sequence[str]) -> None:
+    for i, (value, spread) in enumerate(zip(panel.values, panel.spread, strict=True)):
+        axes.axhline(i, color=LINE, linewidth=0.6, zorder=0)
+        if value is not None:
+            axes.errorbar(value, i, xerr=spread or None, fmt="o", color=ACCENT, markersize=5.5, linewidth=1.5)
+    for dash, (name, value) in zip(DASHES, sorted(panel.controls.items()), strict=False):
+        axes.axvline(value, color=MUTED, linewidth=1, linestyle=dash, zorder=1)
+        axes.annotate(
+            name, (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
+            ha="center", fontsize=7, color=MUTED,
+        )  # fmt: skip
+    known = [v for v in (*panel.values, *panel.controls.values()) if v is not None]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    margin = 0.18 * (high - low) or max(1.0, 0.1 * abs(high))
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_title(panel.title, fontsize=9, loc="left", pad=14, color=INK)
+    axes.tick_params(length=0, labelsize=8)
+    axes.tick_params(axis="y", labelsize=9)
+    axes.locator_params(axis="x", nbins=3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    # names that would be double where a page holds two figures; what is referred to keeps its hashed name
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    return re.sub(r"\s*\n\s*", "\n", svg).strip()

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command line's commands do, as functions of plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suite import config as configs
+from suite import plugins
+from suite.errors import JobError, UsageError, unknown
+from suite.progress import Reporter
+from suite.record import Result, RunRecord
+from suite.spec import Page, Recipe
+from suite.store import Run, Store
+
+if TYPE_CHECKING:
+    from suite.compare import Verdict
+    from suite.run import Job
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A `run` command line."""
+
+    algos: list[str]
+    presets: list[str]
+    seeds: list[int | None]
+    bench: str
+    overrides: list[str]
+    dataset: str = ""
+    dataset_root: Path | None = None
+    data_roots: list[str] = dataclasses.field(default_factory=list)
+    on_broken: str = "refuse"
+    devices: int = 1
+    accumulate: int = 1
+    keep: int = 0
+    trackers: tuple[str, ...] = ()
+    again: bool = False
+    debug: bool = False
+
+
+def repeat(asked: Asked, path: Path) -> Asked:
+    """The command that a stored record came from.
+
+    Raises:
+        UsageError: no such file or not a record.
+    """
+    from suite.record import run_from_json
+
+    if not path.is_file():
+        raise UsageError(f"record {str(path)!r} does not exist")
+    record = run_from_json(path.read_text(errors="replace"), str(path))
+    fixed = [f"{key}={json.dumps(value)}" for key, value in record.config.items()]
+    return replace(
+        asked, algos=[record.recipe], presets=[record.preset], seeds=[record.seed], overrides=[*fixed, *asked.overrides]
+    )
+
+
+def run(asked: Asked, runs: Path, pages: Path | None, controls: bool, reporter: Reporter) -> None:
+    """Pre-train every (algorithm, preset, seed), run the benchmarks on each, write the pages.
+
+    Raises:
+        UsageError: before anything is computed, if any part of the command is wrong.
+        JobError: after everything else ran, if an evaluator failed.
+    """
+    from suite import engine
+    from suite.run import Benchmarks, Options, split_assignments
+
+    store = Store(runs)
+    own, theirs = split_assignments(asked.overrides)
+    benchmarks = Benchmarks.parse(asked.bench, theirs)
+    jobs = list(_jobs(asked, own))
+    if controls:
+        jobs += _controls(jobs)
+    if engine.launched() and len(jobs) > 1:
+        raise UsageError("under torchrun, run one algorithm at a time with --no-controls (or use --devices)")
+    options = Options(asked.devices, asked.accumulate, asked.keep, asked.trackers, asked.again, asked.debug)
+    store.check_space()
+    main, failed = engine.main_process(), []
+    for job in jobs:
+        failed += _one(job, store, benchmarks, options, asked, reporter, main)
+        if not main:
+            return
+    if pages is not None:
+        report(runs, pages, False, reporter)
+    if failed:
+        raise JobError(f"{len(failed)} benchmark(s) failed: {'; '.join(failed[:3])}")
+
+
+def _jobs(asked: Asked, overrides: Sequence[str]) -> Iterator[Job]:
+    from suite.run import prepare, sources
+
+    dataset, roots = sources(asked.dataset, asked.dataset_root, asked.data_roots)
+    for algo in asked.algos:
+        for preset in asked.presets or [None]:
+            for seed in asked.seeds:
+                yield prepare(algo, preset, overrides, seed, dataset, roots, asked.on_broken)
+
+
+def _controls(jobs: Sequence[Job]) -> list[Job]:
+    """Control jobs that belong beside these and are not among them."""
+    from suite.run import control
+
+    names = [name for name in ("random", "supervised") if name in plugins.find("recipes")]
+    wanted = {extra.id: extra for job in jobs for name in names if (extra := control(job, name)) is not None}
+    return [extra for run_id, extra in wanted.items() if run_id not in {job.id for job in jobs}]
+
+
+def _one(
+    job: Job, store: Store, benchmarks: Any, options: Any, asked: Asked, reporter: Reporter, main: bool
+) -> list[str]:
+    """Pre-training and benchmarks of one job; returns a line for each benchmark that failed."""
+    from suite import engine
+    from suite.run import benchmark, pretrain
+
+    folder = store.run(job.id)
+    if asked.devices > 1 and not engine.launched() and job.recipe.method is not None and not _done(folder, asked.again):
+        _spawn(job, store, asked, options)
+        options = replace(options, again=False)
+    if not main:
+        pretrain(job, folder, options, reporter)
+        return []
+    with folder.lock():
+        record = pretrain(job, folder, options, reporter)
+        results = benchmark(folder, record, benchmarks, job.sources, store, options, reporter)
+    return [f"{job.id} {result.key}: {result.why}" for result in results if result.status == "failed"]
+
+
+def _done(folder: Run, again: bool) -> bool:
+    return not again and folder.weights.is_file() and folder.record() is not None
+
+
+def _spawn(job: Job, store: Store, asked: Asked, options: Any) -> None:
+    """Pre-train one job in several processes: the same command line under torchrun.
+
+    Raises:
+        JobError: it failed.
+    """
+    from suite import engine
+
+    fixed = [f"{key}={json.dumps(value)}" for key, value in configs.to_dict(job.config).items()]
+    roots = [f"--data-root={name}={folder}" for name, folder in job.sources.roots.items()]
+    arguments = ["pretrain", "--algo", job.recipe.name, "--preset", job.preset, "--runs", str(store.root), *roots,
+                 "--on-broken", asked.on_broken, "--accumulate", str(options.accumulate), "--keep", str(options.keep),
+                 *(["--again"] if options.again else []), *fixed]  # fmt: skip
+    done = subprocess.run(engine.respawn(asked.devices, arguments), check=False)
+    if done.returncode:
+        raise JobError(f"{job.id}: pre-training on {asked.devices} devices failed (exit {done.returncode})")
+
+
+def evaluate(
+    weights: Path, asked: Asked, runs: Path, pages: Path | None, size: int | None, how: dict[str, Any], reporter: Reporter
+) -> None:
+    """Benchmarks on a weights file, or on a finished run."""
+    from suite.bench import Sources
+    from suite.run import Benchmarks, Options, adopt, benchmark, sources, split_assignments
+
+    store = Store(runs)
+    own, theirs = split_assignments(asked.overrides)
+    if own:
+        raise unknown("evaluator setting", own[0].partition("=")[0], [f"{name}." for name in plugins.find("evaluators")])
+    benchmarks = Benchmarks.parse(asked.bench, theirs)
+    dataset, roots = sources(asked.dataset, asked.dataset_root, asked.data_roots)
+    store.check_space()
+    if not weights.exists() and weights.name in store.names():
+        folder = store.find(weights.name)
+        record = folder.record()
+        if record is None:
+            raise UsageError(f"run {folder.id!r} has not finished pre-training")
+        dataset = dataset or str(record.config.get("dataset", "digits"))
+    else:
+        folder, record = adopt(weights, store, dataset or "digits", size, **how)
+        reporter.say("\n".join(record.notes))
+    where = Sources(dataset or "digits", roots, asked.on_broken)
+    with folder.lock():
+        options = Options(again=asked.again, debug=asked.debug)
+        results = benchmark(folder, record, benchmarks, where, store, options, reporter)
+    if pages is not None:
+        report(runs, pages, False, reporter)
+    failed = [f"{result.key}: {result.why}" for result in results if result.status == "failed"]
+    if failed:
+        raise JobError(f"{len(failed)} benchmark(s) failed: {'; '.join(failed[:3])}")
+
+
+def report(runs: Path, pages: Path, check: bool, reporter: Reporter) -> None:
+    """Write the pages, or check that they are current.
+
+    Raises:
+        JobError: `check` and a page is stale.
+    """
+    from suite import render
+
+    records, problems = Store(runs).records()
+    for problem in problems:
+        reporter.say(f"warning: {problem}")
+    plugs: dict[str, Page] = plugins.load_all("reports")
+    recipes, evaluators = plugins.load_all("recipes"), plugins.load_all("evaluators")
+    documents = [document for page in plugs.values() for document in page.build(records, recipes, evaluators)]
+    if check:
+        stale = render.check(documents, pages)
+        if stale:
+            raise JobError(f"{len(stale)} page(s) are stale: {', '.join(str(path) for path in stale[:5])}; run `suite report`")
+        reporter.say(f"{len(documents)} page(s) are current")
+        return
+    written = render.render(documents, pages)
+    index = next((path for path in written if path.name == "index.html"), pages)
+    reporter.say(f"pages: {index}")
+
+
+def compare(base: str, head: str, bench: str, tolerance: float, alpha: float, runs: Path, reporter: Reporter) -> Verdict:
+    """Verdict on two checkpoints, evaluating what `bench` asks for where a weights file has no results yet."""
+    from suite import compare as comparison
+
+    store = Store(runs)
+    if bench:
+        asked = Asked([], [], [None], bench, [])
+        base, head = (_evaluated(side, asked, runs, reporter) for side in (base, head))
+    return comparison.compare(base, head, store=store, tolerance=tolerance, alpha=alpha)
+
+
+def _evaluated(side: str, asked: Asked, runs: Path, reporter: Reporter) -> str:
+    path = Path(side)
+    if path.is_dir() or path.suffix == ".json":
+        return side
+    if not path.is_file():
+        evaluate(Path(side), asked, runs, None, None, {}, reporter)
+        return side
+    from suite.run import adopt
+
+    folder, _ = adopt(path, Store(runs), "digits", None)
+    evaluate(Path(folder.id), asked, runs, None, None, {}, reporter)
+    return folder.id
+
+
+def listing(what: str, runs: Path) -> list[str]:
+    """Lines about recipes, evaluators, datasets, pages or runs.
+
+    Raises:
+        UsageError: none of these.
+    """
+    if what == "recipes":
+        return [f"{name:16} {recipe.title}; presets: {', '.join(recipe.presets)}" for name, recipe in plugins.load_all("recipes").items()]
+    if what == "evaluators":
+        return [line for evaluator in plugins.load_all("evaluators").values() for line in _presets(evaluator)]
+    if what == "pages":
+        return [f"{name:16} {page.title}" for name, page in plugins.load_all("reports").items()]
+    if what == "datasets":
+        from suite.data import card, names
+
+        return [f"{name:16} {card(name).title}; {', '.join(card(name).tasks)}" for name in names()]
+    if what == "runs":
+        records, problems = Store(runs).records()
+        lines = [f"{record.id:48} {len(record.results)} result(s), {_headlines(record)}" for record in records]
+        return [*lines, *(f"unreadable: {problem}" for problem in problems)] or [f"no runs in {str(runs)!r}"]
+    raise unknown("list", what, ("recipes", "evaluators", "datasets", "pages", "runs"))
+
+
+def _presets(evaluator: Any) -> list[str]:
+    """One line per preset; a protocol that selects on test data says so."""
+    lines = [f"{evaluator.name:16} {evaluator.title} ({evaluator.task})"]
+    for preset in evaluator.presets:
+        marked = " [selects on test data]" if preset in evaluator.selects_on_test else ""
+        lines.append(f"  {evaluator.name}:{preset:14} {evaluator.describe.get(preset, '')}{marked}")
+    return lines
+
+
+def _headlines(record: RunRecord) -> str:
+    def value(result: Result) -> str:
+        return f"{next(iter(result.metrics.values())):.1f}" if result.metrics else result.status
+
+    return ", ".join(f"{key} {value(result)}" for key, result in record.results.items())
+
+
+def show(name: str, preset: str, overrides: Sequence[str]) -> list[str]:
+    """A recipe's card and the settings that a run would use.
+
+    Raises:
+        UsageError: unknown recipe, preset or key.
+    """
+    recipe: Recipe = plugins.load("recipes", name)
+    chosen = preset or recipe.default
+    if chosen not in recipe.presets:
+        raise unknown(f"preset of {recipe.name}", chosen, recipe.presets)
+    config = configs.override(recipe.presets[chosen], overrides)
+    before, after = _flat(configs.to_dict(recipe.presets[chosen])), _flat(configs.to_dict(config))
+    lines = [f"{recipe.title}: {recipe.paper.title}", f"  {recipe.paper.authors}. {recipe.paper.venue}. {recipe.paper.url}",
+             f"  presets: {', '.join(recipe.presets)}", f"{recipe.name} {chosen}:"]  # fmt: skip
+    lines += [f"  {key} = {json.dumps(value)}{'  (override)' if before.get(key) != value else ''}" for key, value in after.items()]
+    for published in recipe.reference.get(chosen, ()):
+        lines.append(f"  published {published.metric} {published.value} ({published.source}) {published.note}".rstrip())
+    return lines
+
+
+def _flat(raw: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in raw.items():
+        if isinstance(value, dict) and value and key != "arch_options":
+            out.update(_flat(value, f"{prefix}{key}."))
+        else:
+            out[prefix + key] = value
+    return out
+
+
+def check_data(name: str, root: Path | None) -> tuple[list[str], bool]:
+    """What `suite.data.check` found, as lines, and whether the set is complete."""
+    from suite.data.check import check
+
+    found = check(name, root)
+    lines = [f"{split}: {count} images" for split, count in found.counts.items()]
+    lines += [f"{problem.file}: {problem.reason}" for problem in found.problems]
+    lines.append(f"{name}: complete" if found.ok else f"{name}: {len(found.problems)} problem(s). {found.how_to_obtain}")
+    return lines, found.ok

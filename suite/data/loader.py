@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an image set to batches of views on the training device.
+
+What a sample looks like depends on (seed, epoch, index) alone, never on the number of workers, processes or the batch it
+falls into. Sets that live decoded in memory are augmented whole batches at a time on the device. Larger photographs are
+decoded and cropped by workers (the crop is the view's first operation), the rest happens on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from suite.data.imageset import ImageSet
+from suite.draws import Draws
+from suite.errors import UsageError
+from suite.method import Batch
+from suite.views import View, crop_pil
+
+
+class Loader:
+    """Batches of a training set, for one process of several.
+
+    Args:
+        images: the set.
+        views: one View per picture that the method wants of an image.
+        batch: global batch; every process yields its contiguous share of it.
+        seed: of order and augmentation.
+        device: where batches go.
+        workers: decoding processes (only for sets that are not in memory).
+        rank: this process.
+        world: number of processes.
+        accumulate: micro-batches per step and process.
+        channels_last: memory format of the views.
+        shuffle: False keeps the set's order and the short last batch (evaluation).
+
+    Raises:
+        UsageError: the set is smaller than the batch, or the batch does not divide by processes × accumulation.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        views: Sequence[View],
+        batch: int,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        channels_last: bool = False,
+        shuffle: bool = True,
+    ) -> None:
+        if batch % (world * accumulate):
+            raise UsageError(f"batch {batch} does not divide by {world} process(es) x {accumulate} accumulated step(s)")
+        if len(images) < batch and shuffle:
+            raise UsageError(f"batch {batch} is larger than {images.name}/{images.split} with {len(images)} images")
+        self.images, self.views, self.batch, self.seed = images, tuple(views), batch, seed
+        self.device, self.workers = torch.device(device), workers
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+        self.channels_last, self.shuffle = channels_last, shuffle
+        self.labels = None if images.labels is None else torch.as_tensor(images.labels)
+        self.pixels = None if images.array is None else _resident(images.array, self.device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; a short last batch is dropped when training."""
+        full, rest = divmod(len(self.images), self.batch)
+        return full if self.shuffle or not rest else full + 1
+
+    def order(self, epoch: int) -> Tensor:
+        """The epoch's order of indices, the same on every process."""
+        if not self.shuffle:
+            return torch.arange(len(self.images))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.images), generator=generator)
+
+    def epoch(self, epoch: int, order: Tensor | None = None, start: int = 0) -> Iterator[Batch]:
+        """Micro-batches of an epoch from optimizer step `start` on."""
+        order = self.order(epoch) if order is None else order
+        chunks = [part for step in range(start, self.steps_per_epoch) for part in self._share(order, step)]
+        if self.pixels is not None:
+            return (self._whole(index, epoch) for index in chunks)
+        return self._decoded(chunks, epoch)
+
+    def _share(self, order: Tensor, step: int) -> list[Tensor]:
+        """This process's micro-batches of one global batch: consecutive slices in (accumulation, rank) order."""
+        whole = order[step * self.batch : (step + 1) * self.batch]
+        parts = whole.chunk(self.world * self.accumulate)
+        return [parts[a * self.world + self.rank] for a in range(min(self.accumulate, len(parts)))]
+
+    def _whole(self, index: Tensor, epoch: int) -> Batch:
+        """In-memory path: index, then augment the whole batch on the device."""
+        assert self.pixels is not None
+        raw = self.pixels[index.to(self.pixels.device)].to(self.device, non_blocking=True)  # N×3×H×W uint8
+        index = index.to(self.device)
+        draws = Draws(self.seed, epoch, index)
+        views = [self._format(view(raw, draws.fold(v))) for v, view in enumerate(self.views)]
+        return Batch(views, self._label(index), index)
+
+    def _decoded(self, chunks: list[Tensor], epoch: int) -> Iterator[Batch]:
+        """On-disk path: workers decode and crop, the device does the rest."""
+        loader = DataLoader(
+            _Crops(self.images, self.views, self.seed, epoch),
+            batch_sampler=[chunk.tolist() for chunk in chunks],
+            num_workers=self.workers,
+            collate_fn=_stack,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if self.workers else None,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for crops, index in loader:
+            index = index.to(self.device, non_blocking=True)
+            draws = Draws(self.seed, epoch, index)
+            views = [
+                self._format(view.rest(crop.to(self.device, non_blocking=True), draws.fold(v)))
+                for v, (view, crop) in enumerate(zip(self.views, crops, strict=True))
+            ]
+            yield Batch(views, self._label(index), index)
+
+    def _label(self, index: Tensor) -> Tensor | None:
+        return None if self.labels is None else self.labels[index.cpu()].to(self.device)
+
+    def _format(self, view: Tensor) -> Tensor:
+        return view.contiguous(memory_format=torch.channels_last) if self.channels_last else view
+
+
+def _resident(array: np.ndarray, device: torch.device) -> Tensor:
+    """N×H×W×3 uint8 array -> N×3×H×W tensor, on the GPU when it takes less than a tenth of its free memory."""
+    pixels = torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2).contiguous()
+    if device.type == "cuda" and pixels.numel() < torch.cuda.mem_get_info(device)[0] // 10:
+        return pixels.to(device)
+    return pixels
+
+
+class _Crops(Dataset):
+    """Decoded, cropped and resized views of single images, in worker processes."""
+
+    def __init__(self, images: ImageSet, views: Sequence[View], seed: int, epoch: int) -> None:
+        self.images, self.views, self.seed, self.epoch = images.images, views, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[list[np.ndarray], int]:
+        picture = self.images[i]  # H×W×3
+        image = Image.fromarray(picture)
+        draws = Draws(self.seed, self.epoch, torch.tensor([i]))
+        size = torch.tensor([picture.shape[:2]])
+        return [crop_pil(image, view.box(draws.fold(v), size)[0], view.size, view.interpolation)
+                for v, view in enumerate(self.views)], i  # fmt: skip
+
+
+def _stack(items: list[tuple[list[np.ndarray], int]]) -> tuple[list[Tensor], Tensor]:
+    """Per-image lists of views -> per-view batches N×3×S×S uint8, and the indices."""
+    crops = [torch.from_numpy(np.stack(view)).permute(0, 3, 1, 2).contiguous() for view in zip(*(c for c, _ in items), strict=True)]
+    return crops, torch.tensor([i for _, i in items])

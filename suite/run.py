@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the words of a command to finished records: what to run, pre-training, benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suite import bench, engine, plugins, weights
+from suite import config as configs
+from suite.backbone import Backbone, read_metadata
+from suite.bench import Sources
+from suite.data import card, detect
+from suite.errors import UsageError, unknown
+from suite.features import FeatureStore
+from suite.method import Method, TrainSet
+from suite.progress import Reporter
+from suite.record import Result, RunRecord, Weights, environment
+from suite.spec import Config, Evaluator, Recipe
+from suite.store import Run, Store
+from suite.train import Plan, fit, jsonl
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pre-training that was asked for, fully resolved."""
+
+    recipe: Recipe
+    preset: str
+    config: Config
+    sources: Sources
+    fingerprint: str
+    "Of the training split."
+
+    @property
+    def digest(self) -> str:
+        """What makes this another experiment: recipe, version, config, data; not the seed."""
+        return configs.digest(self.config, self.recipe.name, self.recipe.version, self.fingerprint)
+
+    @property
+    def id(self) -> str:
+        """The run's id and folder name."""
+        return f"{self.recipe.name}-{self.preset}-{self.digest[:8]}-s{self.config.seed}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, beside what."""
+
+    devices: int = 1
+    accumulate: int = 1
+    keep: int = 0
+    trackers: tuple[str, ...] = ()
+    again: bool = False
+    debug: bool = False
+    feature_bytes: int = 8 << 30
+
+
+def sources(dataset: str, dataset_root: Path | None, roots: Sequence[str], on_broken: str = "refuse") -> tuple[str, dict[str, Path]]:
+    """Data set name and roots from the command line.
+
+    Args:
+        dataset: a catalogue name, or empty.
+        dataset_root: folder of the pre-training data, or None.
+        roots: `NAME=DIR` entries; a bare `DIR` is the pre-training data.
+        on_broken: unused here, kept in Sources.
+
+    Raises:
+        UsageError: a folder that is missing, or whose layout is not recognised.
+    """
+    found: dict[str, Path] = {}
+    for entry in roots:
+        name, equals, folder = entry.partition("=")
+        if equals:
+            found[card(name).name] = Path(folder)
+        elif dataset_root is None:
+            dataset_root = Path(entry)
+        else:
+            raise UsageError(f"--data-root {entry!r}: a second folder needs a name, NAME=DIR")
+    if dataset_root is not None:
+        dataset = dataset or detect(dataset_root)
+        found[card(dataset).name] = dataset_root
+    return dataset, found
+
+
+def prepare(
+    algo: str, preset: str | None, assignments: Sequence[str], seed: int | None, dataset: str, roots: Mapping[str, Path],
+    on_broken: str = "refuse",
+) -> Job:  # fmt: skip
+    """Resolve recipe, preset, overrides and data.
+
+    Raises:
+        UsageError: anything unknown, out of range or missing.
+    """
+    recipe: Recipe = plugins.load("recipes", algo)
+    name = preset or default_preset(recipe, dataset)
+    if name not in recipe.presets:
+        raise unknown(f"preset of {recipe.name}", name, recipe.presets)
+    given = [f'dataset="{dataset}"'] if dataset else []
+    given += [f"seed={seed}"] if seed is not None else []
+    config = configs.override(recipe.presets[name], [*given, *assignments])
+    where = Sources(config.dataset, dict(roots), on_broken)
+    return Job(recipe, name, config, where, where.load(config.dataset, "train").fingerprint)
+
+
+def default_preset(recipe: Recipe, dataset: str) -> str:
+    """`photos` for the user's own data where the recipe has it, else the recipe's default."""
+    own = dataset and not card(dataset).embedded
+    return "photos" if own and "photos" in recipe.presets else recipe.default
+
+
+def control(job: Job, name: str) -> Job | None:
+    """The control run that belongs beside `job`: same architecture, size and data; None where there is none.
+
+    The random control costs nothing and exists for every job. The supervised one is trained only where that takes
+    seconds, on the embedded data; elsewhere it is asked for by name.
+    """
+    recipe: Recipe = plugins.load("recipes", name)
+    same = {key: getattr(job.config, key) for key in ("arch", "arch_options", "stem", "dataset", "size", "seed")}
+    if recipe.method is None:
+        base = recipe.presets.get(job.preset, next(iter(recipe.presets.values())))
+        return replace(job, recipe=recipe, config=replace(base, **same, workers=job.config.workers))
+    if job.preset in recipe.presets and card(job.config.dataset).embedded:
+        return replace(job, recipe=recipe, config=replace(recipe.presets[job.preset], **same))
+    return None
+
+
+def pretrain(job: Job, run: Run, options: Options, reporter: Reporter) -> RunRecord:
+    """Weights and record of a job: read back when finished before, resumed when interrupted, else trained now.
+
+    Raises:
+        Interrupted, JobError: see `suite.train.fit`.
+        UsageError: bad settings or data.
+    """
+    old = run.record()
+    if old is not None and run.weights.is_file() and not options.again:
+        return old
+    main = engine.main_process()
+    reporter.say(f"{job.id}: pre-training" if job.recipe.method else f"{job.id}: initialising")
+    torch.manual_seed(job.config.seed)
+    images = job.sources.load(job.config.dataset, "train")
+    backbone = Backbone(job.config.arch, job.config.arch_options, job.config.stem)
+    began = RunRecord(
+        id=job.id, recipe=job.recipe.name, recipe_version=job.recipe.version, preset=job.preset,
+        config=configs.to_dict(job.config), digest=job.digest, seed=job.config.seed,
+        weights=Weights("", job.config.arch, backbone.parameters_count()), data={f"{images.name}/{images.split}": images.fingerprint},
+    )  # fmt: skip
+    if job.recipe.method is None:
+        return _finish(began, run, backbone, job, {}) if main else began
+    method: Method = job.recipe.method(job.config, backbone, TrainSet(images, job.config.seed))
+    fabric = engine.make_fabric(job.config.precision)
+    engine.make_deterministic(fabric.device)
+    plan = Plan.of(job.config, accumulate=options.accumulate, keep=options.keep)
+    log = jsonl(run.log)
+    outcome = fit(
+        method, images, job.recipe.views(job.config), plan, fabric,
+        folder=run.checkpoints, log=log, reporter=reporter, what=job.recipe.name,
+    )  # fmt: skip
+    world = fabric.world_size
+    notes = []
+    if (world > 1 or options.accumulate > 1) and job.recipe.batch_dependent:
+        notes.append(f"{world} process(es) x {options.accumulate} accumulated step(s): {job.recipe.batch_dependent}")
+    if engine.supported(job.config.precision, fabric.device) != job.config.precision:
+        notes.append(f"precision {job.config.precision} is not supported on this device, float32 was used")
+    measured = {
+        "seconds": round(outcome.seconds, 2), "images_per_second": round(outcome.images_per_second, 1),
+        "steps": outcome.steps, "loss": outcome.loss, "peak_memory_mb": round(engine.peak_memory_mb(fabric.device), 1),
+        "notes": tuple(notes),
+    }  # fmt: skip
+    engine.leave()
+    return _finish(began, run, method.backbone.cpu(), job, measured) if main else began
+
+
+def _finish(record: RunRecord, run: Run, backbone: Backbone, job: Job, measured: dict[str, Any]) -> RunRecord:
+    """Write the weights, then the record that says they are done, then drop the checkpoint."""
+    meta = {"recipe": job.recipe.name, "run": job.id, "size": str(job.config.size)}
+    sha = backbone.save(run.weights, meta)
+    record = replace(
+        record, weights=replace(record.weights, sha256=sha, source=job.id), env=environment(str(engine.default_device()), engine.threads()),
+        created=bench.now(), **measured,
+    )  # fmt: skip
+    run.save(record)
+    (run.checkpoints / "last.pt").unlink(missing_ok=True)
+    return record
+
+
+@dataclass
+class Benchmarks:
+    """Which evaluators to run, with their presets and overrides."""
+
+    chosen: list[tuple[Evaluator, str]] = field(default_factory=list)
+    assignments: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str, assignments: Mapping[str, list[str]] | None = None) -> Benchmarks:
+        """From `all`, or a list such as `knn,linear:moco`.
+
+        Raises:
+            UsageError: unknown evaluator or preset.
+        """
+        chosen: list[tuple[Evaluator, str]] = []
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            name, _, preset = item.partition(":")
+            for plugin in plugins.load_all("evaluators").values() if name == "all" else [plugins.load("evaluators", name)]:
+                bench.resolve(plugin, preset or plugin.default, (assignments or {}).get(plugin.name, ()))
+                chosen.append((plugin, preset or plugin.default))
+        return cls(chosen, dict(assignments or {}))
+
+
+def split_assignments(assignments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Separate `knn.temperature=0.1` (an evaluator's setting) from `optim.lr=0.1` (the recipe's)."""
+    names = plugins.find("evaluators")
+    recipe, evaluators = [], {}
+    for assignment in assignments:
+        head, dot, rest = assignment.partition(".")
+        if dot and head in names and "=" not in head:
+            evaluators.setdefault(head, []).append(rest)
+        else:
+            recipe.append(assignment)
+    return recipe, evaluators
+
+
+def benchmark(
+    run: Run, record: RunRecord, benchmarks: Benchmarks, where: Sources, store: Store, options: Options, reporter: Reporter
+) -> list[Result]:
+    """Run the evaluators on a finished run's weights; what is current already is not computed again."""
+    size = int(read_metadata(run.weights).get("size", "224"))
+    features = FeatureStore(store.root / ".features", options.feature_bytes)
+    results = []
+    for evaluator, preset in benchmarks.chosen:
+        result, computed = bench.evaluate(
+            evaluator, preset, run, record.weights.sha256, where, features, size=size, reporter=reporter,
+            assignments=benchmarks.assignments.get(evaluator.name, ()), again=options.again, debug=options.debug,
+            workers=int(record.config.get("workers", 0)),
+        )  # fmt: skip
+        results.append(result)
+        reporter.say(describe(evaluator, result, computed))
+    return results
+
+
+def describe(evaluator: Evaluator, result: Result, computed: bool) -> str:
+    """One line about a result."""
+    if result.status != "ok":
+        return f"  {result.key}: {result.status}: {result.why}"
+    metric = evaluator.metrics[0]
+    cost = f"{result.seconds:.1f} s" if computed else "kept"
+    return f"  {result.key}: {metric.title} {result.metrics[metric.name]:.1f} {metric.unit} ({cost})"
+
+
+def adopt(path: Path, store: Store, dataset: str, size: int | None, **how: Any) -> tuple[Run, RunRecord]:
+    """A run for a weights file from anywhere: read, checked and copied into the store as our own file.
+
+    Raises:
+        UsageError: unreadable, unsafe or not completely matching weights.
+    """
+    backbone, coverage = weights.load_backbone(path, **how)
+    own = read_metadata(path) if path.suffix == ".safetensors" else {}
+    side = size or int(own.get("size", 0)) or (32 if backbone.stem == "cifar" else 224)
+    sha = backbone.sha256()
+    run = store.run(f"{path.stem.replace('.', '-')}-{sha[:8]}")
+    config = {"arch": backbone.arch, "arch_options": backbone.options, "stem": backbone.stem, "dataset": dataset, "size": side,
+              "workers": 2}  # fmt: skip
+    record = RunRecord(
+        id=run.id, recipe=own.get("recipe", path.stem), recipe_version=1, preset="weights", config=config, digest=sha, seed=0,
+        weights=Weights(sha, backbone.arch, backbone.parameters_count(), path.name), env=environment(), created=bench.now(),
+        notes=tuple(coverage.report()[:1]),
+    )  # fmt: skip
+    with run.lock():
+        if run.record() is None:
+            backbone.save(run.weights, {"size": str(side), "source": path.name})
+            run.save(record)
+    return run, record

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: pre-training, fine-tuning, semi-supervised and linear evaluation all run through `fit`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from suite import optim
+from suite.data.imageset import ImageSet
+from suite.data.loader import Loader
+from suite.errors import JobError, SuiteError, UsageError
+from suite.method import Method, Progress, TrainSet
+from suite.nn.gather import synchronise_batch_norm
+from suite.progress import Reporter
+from suite.spec import Config, Optim
+from suite.store import write_bytes
+from suite.views import View
+
+
+class Interrupted(SuiteError):
+    """Ctrl-C or SIGTERM arrived and everything was saved."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop needs to know; recipes' configs and evaluators both make one."""
+
+    optim: Optim
+    batch: int
+    epochs: int
+    max_steps: int | None = None
+    seed: int = 0
+    workers: int = 0
+    sync_bn: bool = False
+    accumulate: int = 1
+    log_every: int = 10
+    save_every: float = 10.0
+    "Seconds between checkpoints; saving never takes more than about 2 % of the time."
+    keep: int = 0
+    "How many of the best checkpoints (lowest epoch loss) stay beside the last one."
+
+    @classmethod
+    def of(cls, config: Config, **changes: Any) -> Plan:
+        """The plan of a recipe's config."""
+        names = ("optim", "batch", "epochs", "max_steps", "seed", "workers", "sync_bn")
+        return cls(**{**{name: getattr(config, name) for name in names}, **changes})
+
+
+@dataclass
+class Outcome:
+    """What a finished training cost."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    images: int = 0
+    loss: float | None = None
+    "Mean loss of the last logging interval."
+
+    @property
+    def images_per_second(self) -> float:
+        """Training throughput, augmentation included, over all processes."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+class Trainer:
+    """State of one training: what a checkpoint holds, and the steps between checkpoints."""
+
+    def __init__(
+        self,
+        method: Method,
+        images: ImageSet,
+        views: Sequence[View],
+        plan: Plan,
+        fabric: Fabric,
+        folder: Path | None = None,
+        log: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.plan, self.fabric, self.folder, self.log = plan, fabric, folder, log
+        self.data = TrainSet(images, plan.seed)
+        channels_last = not method.backbone.is_vit
+        method.to(fabric.device)
+        if channels_last:
+            method.to(memory_format=torch.channels_last)
+        if plan.sync_bn:
+            method = synchronise_batch_norm(method, fabric.device)
+        self.loader = Loader(
+            images, views, plan.batch, seed=plan.seed, device=fabric.device, workers=plan.workers,
+            rank=fabric.global_rank, world=fabric.world_size, accumulate=plan.accumulate, channels_last=channels_last,
+        )  # fmt: skip
+        self.method = method
+        self.optimizer = optim.build(method.param_groups(plan.optim), plan.optim)
+        self.model, self.wrapped = fabric.setup(method, self.optimizer)
+        self.per_epoch = self.loader.steps_per_epoch
+        self.total = self.per_epoch * plan.epochs
+        if plan.max_steps is not None:
+            self.total = min(self.total, plan.max_steps)
+        self.step, self.order, self.outcome = 0, torch.empty(0, dtype=torch.long), Outcome()
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []
+        self.saved_at, self.save_cost, self.best = time.monotonic(), 0.0, []
+
+    def run(self, reporter: Reporter, what: str) -> Outcome:
+        """Train to the end, from the last checkpoint if there is one.
+
+        Raises:
+            Interrupted: a signal came; the checkpoint is written.
+            JobError: the loss is not finite; names the step and the values.
+        """
+        self._resume(reporter)
+        self.method.train()
+        with _signals() as stop, reporter.task(what, self.total, "steps", self.step) as advance:
+            while self.step < self.total:
+                self._epoch(self.step // self.per_epoch, stop, advance)
+        self.save() if self.folder is not None else self._flush()
+        return self.outcome
+
+    def _epoch(self, epoch: int, stop: list[int], advance: Callable[..., None]) -> None:
+        done = self.step - epoch * self.per_epoch
+        if done == 0:
+            chosen = self.method.on_epoch_start(self._progress(epoch), self.data)
+            self.order = self.loader.order(epoch) if chosen is None else chosen.cpu()
+        batches = self.loader.epoch(epoch, self.order, done)
+        began = time.monotonic()
+        for _ in range(done, min(self.per_epoch, self.total - epoch * self.per_epoch)):
+            self._step(epoch, batches)
+            now = time.monotonic()
+            self.outcome.seconds += now - began
+            began = now
+            if self.step % self.plan.log_every == 0:
+                self._flush()
+            advance(1, **self._shown())
+            if self.step < self.total and self._stop_now(stop):
+                self.save()
+                name = signal.Signals(stop[0]).name if stop else "a signal"
+                raise Interrupted(f"stopped by {name} at step {self.step} of {self.total}; the same command continues")
+            if self.folder is not None and now - self.saved_at > max(self.plan.save_every, 50 * self.save_cost):
+                self.save()
+        if self.folder is not None and self.plan.keep:
+            self._keep_best(epoch)
+
+    def _step(self, epoch: int, batches: Iterator[Any]) -> None:
+        """One optimizer step over `accumulate` micro-batches."""
+        progress = self._progress(epoch)
+        # Seeding each step makes dropout and permutations independent of where a resume began.
+        torch.manual_seed((self.plan.seed * 7_919 + self.step) * 1_009 + self.fabric.global_rank)
+        optim.set_rate(self.optimizer, self.plan.optim, optim.rate(self.plan.optim, self.step, self.per_epoch, self.total))
+        self.method.on_step_start(progress)
+        for micro in range(self.plan.accumulate):
+            batch = next(batches)
+            last = micro == self.plan.accumulate - 1
+            with self.fabric.no_backward_sync(self.model, enabled=not last):
+                values = self.model(batch)
+                self.fabric.backward(values["loss"] / self.plan.accumulate)
+        self.method.after_backward(progress)
+        if self.plan.optim.clip is not None:
+            self.fabric.clip_gradients(self.model, self.wrapped, max_norm=self.plan.optim.clip, error_if_nonfinite=False)
+        self.wrapped.step()
+        self.wrapped.zero_grad(set_to_none=True)
+        self.method.after_step(progress)
+        self.step += 1
+        self.outcome.steps, self.outcome.images = self.step, self.outcome.images + self.plan.batch
+        self.pending.append((self.step, {name: value.detach() for name, value in values.items()}))
+
+    def _progress(self, epoch: int) -> Progress:
+        return Progress(epoch, self.step, self.per_epoch, self.total)
+
+    def _stop_now(self, stop: list[int]) -> bool:
+        """Whether to stop; several processes agree every few steps so that none waits for the others."""
+        if self.fabric.world_size == 1:
+            return bool(stop)
+        if self.step % self.plan.log_every:
+            return False
+        return bool(self.fabric.all_reduce(torch.tensor(float(bool(stop)), device=self.fabric.device), reduce_op="sum") > 0)
+
+    def _shown(self) -> dict[str, str]:
+        rate = f"{self.outcome.images_per_second:.0f}"
+        loss = {} if self.outcome.loss is None else {"loss": f"{self.outcome.loss:.4f}"}
+        return {"img/s": rate, **loss}
+
+    def _flush(self) -> None:
+        """Log the steps since the last flush; one synchronisation with the device for all of them."""
+        if not self.pending:
+            return
+        names = sorted(self.pending[0][1])
+        table = torch.stack([torch.stack([values[name].float() for name in names]) for _, values in self.pending])
+        if self.fabric.world_size > 1:
+            table = self.fabric.all_reduce(table, reduce_op="mean")
+        rows = table.tolist()
+        steps = [step for step, _ in self.pending]
+        self.pending = []
+        for step, row in zip(steps, rows, strict=True):
+            if not all(math.isfinite(value) for value in row):
+                values = ", ".join(f"{name} {value:g}" for name, value in zip(names, row, strict=True))
+                raise JobError(f"not finite at step {step} (epoch {(step - 1) // self.per_epoch}): {values}; "
+                               "lower optim.lr or set optim.clip; the last checkpoint is from before it")  # fmt: skip
+        means = {name: sum(column) / len(rows) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        self.outcome.loss = means["loss"]
+        if self.log is not None and self.fabric.is_global_zero:
+            rate = optim.rate(self.plan.optim, steps[-1] - 1, self.per_epoch, self.total)
+            speed = round(self.outcome.images_per_second, 1)
+            self.log({"step": steps[-1], "epoch": steps[-1] / self.per_epoch, **means, "lr": rate, "images_per_second": speed})
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resume needs: plain tensors and numbers, readable with weights_only."""
+        return {
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "order": self.order,
+            "seconds": self.outcome.seconds,
+            "images": self.outcome.images,
+            "total": self.total,
+        }
+
+    def save(self, name: str = "last.pt") -> None:
+        """Write a checkpoint atomically (process 0), after checking that the losses so far are finite."""
+        self._flush()
+        if self.folder is None or not self.fabric.is_global_zero:
+            return
+        began = time.monotonic()
+        buffer = io.BytesIO()
+        torch.save(self.state(), buffer)
+        write_bytes(self.folder / name, buffer.getvalue())
+        self.saved_at = time.monotonic()
+        self.save_cost = self.saved_at - began
+
+    def _keep_best(self, epoch: int) -> None:
+        """Keep the checkpoints of the epochs with the lowest training loss."""
+        self._flush()
+        assert self.folder is not None and self.outcome.loss is not None
+        self.best = sorted([*self.best, (self.outcome.loss, epoch)])
+        if (self.outcome.loss, epoch) in self.best[: self.plan.keep]:
+            self.save(f"epoch{epoch}.pt")
+        for _, old in self.best[self.plan.keep :]:
+            (self.folder / f"epoch{old}.pt").unlink(missing_ok=True)
+        self.best = self.best[: self.plan.keep]
+
+    def _resume(self, reporter: Reporter) -> None:
+        path = self.folder / "last.pt" if self.folder is not None else None
+        if path is None or not path.is_file():
+            return
+        try:
+            state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:
+            raise UsageError(f"checkpoint {str(path)!r} cannot be resumed ({type(error).__name__}); delete it to start anew") from error
+        self.step, self.order = state["step"], state["order"].cpu()
+        self.outcome = Outcome(self.step, state["seconds"], state["images"])
+        reporter.say(f"  resuming at step {self.step} of {self.total}")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM for the loop to see between steps; a second Ctrl-C interrupts at once."""
+    caught: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are its business
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def jsonl(path: Path) -> Callable[[dict[str, Any]], None]:
+    """A logger that appends one JSON line per call; rows of steps that a resume repeats are dropped first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = True
+
+    def log(row: dict[str, Any]) -> None:
+        nonlocal first
+        if first and path.is_file():
+            kept = [line for line in path.read_text().splitlines() if _step(line) < row["step"]]
+            write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+        first = False
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    return log
+
+
+def _step(line: str) -> float:
+    """Step of a log line; a line cut short by a kill counts as one to drop."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf
+
+
+def fit(
+    method: Method,
+    images: ImageSet,
+    views: Sequence[View],
+    plan: Plan,
+    fabric: Fabric,
+    *,
+    folder: Path | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    reporter: Reporter | None = None,
+    what: str = "training",
+) -> Outcome:
+    """Train `method` on `images` to the end of `plan`; with a folder, resumable from a kill at any moment.
+
+    Returns:
+        Steps, seconds, throughput and the last loss. The method is trained in place.
+    """
+    trainer = Trainer(method, images, views, plan, fabric, folder, log)
+    return trainer.run(reporter or Reporter(), what)

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The batched SVM against scikit-learn, against a direct primal Newton, and against its own certificate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.svm import LinearSVC
+
+from suite.errors import JobError
+from suite.metrics import average_precision as voc_ap
+from suite.nn import svm
+from suite.nn.gram import SharedGram, StackedGrams
+from suite.nn.svm import decision, fit, path
+from suite.nn.svm_select import (
+    average_precision,
+    cross_validated,
+    cross_validated_scores,
+    fit_costs,
+    make_fitter,
+    stratified_folds,
+    with_folds,
+)
+
+COSTS = (2.0**-19, 2.0**-10, 2.0**-4, 1.0, 10.0, 100.0)
+
+
+def problem(samples, width, rates, seed=0):
+    """Unit features of decaying spectrum, N×d, and one noisy linear target per rate of positives, P×N."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.standard_normal((samples, 20)) * np.exp(-np.arange(20) / 8)
+    x = np.maximum(hidden @ rng.standard_normal((20, width)) + 0.7 * rng.standard_normal((samples, width)), 0)
+    x /= np.linalg.norm(x, axis=1, keepdims=True) + 1e-5
+    score = hidden @ rng.standard_normal((20, len(rates))) + 0.5 * rng.standard_normal((samples, len(rates)))
+    cut = [
+        np.sort(column)[-max(1, round(rate * samples))] for column, rate in zip(score.T, rates, strict=True)
+    ]
+    return torch.from_numpy(x), torch.from_numpy(np.where(score >= cut, 1.0, -1.0).T.copy())
+
+
+def weigh(targets):
+    return torch.where(targets > 0, 2.0, 1.0).double() * (targets != 0)
+
+
+def objective(x, y, weight, w):
+    """Squared hinge plus half the squared norm, bias (last of `w`) included."""
+    z = np.c_[x, np.ones(len(x))]
+    return 0.5 * w @ w + (weight * np.maximum(0, 1 - y * (z @ w)) ** 2).sum()
+
+
+def reference(x, y, weight, steps=200):
+    """Damped Newton in the primal, written independently: dense Hessian, backtracking, to the end."""
+    z = np.c_[x, np.ones(len(x))]
+    w = np.zeros(z.shape[1])
+    for _ in range(steps):
+        slack = np.maximum(0, 1 - y * (z @ w))
+        gradient = w - z.T @ (2 * weight * slack * y)
+        if gradient @ gradient <= 1e-24 * (1 + w @ w):
+            break
+        active = (slack > 0) * 2 * weight
+        move = np.linalg.solve(np.eye(len(w)) + z.T @ (active[:, None] * z), -gradient)
+        t, here = 1.0, objective(x, y, weight, w)
+        while objective(x, y, weight, w + t * move) > here + 1e-4 * t * gradient @ move and t > 1e-6:
+            t /= 2
+        w = w + t * move
+    return w
+
+
+@pytest.mark.parametrize(
+    ("samples", "width", "rates"),
+    [
+        (20, 8, (0.3, 0.5)),
+        (60, 600, (0.1, 0.4)),
+        (300, 30, (0.02, 0.5)),
+        (300, 280, (0.05, 0.3)),
+        (600, 64, (0.01, 0.2)),
+    ],
+)
+def test_average_precision_and_objective_equal_scikit_learn(samples, width, rates):
+    x, y = problem(samples, width, rates)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    fresh, truth = x + 0.3 * noise / width**0.5, y.numpy().astype(int)
+    for found in fit(x, y, COSTS, weigh(y)):
+        ours = decision(fresh, found.coefficients(x)).numpy()
+        for row in range(len(rates)):
+            machine = LinearSVC(
+                C=found.cost, dual=False, tol=1e-9, max_iter=20000, class_weight={1: 2, -1: 1}
+            )
+            machine.fit(x.numpy(), truth[row])
+            theirs = machine.decision_function(fresh.numpy())
+            gap = abs(voc_ap(truth[row], ours[row]) - voc_ap(truth[row], theirs))
+            assert gap <= 1e-3, (found.cost, row)
+            w = np.r_[machine.coef_[0], machine.intercept_]
+            value = objective(x.numpy(), truth[row], found.cost * weigh(y)[row].numpy(), w)
+            assert float(found.objective[row]) <= value * (1 + 1e-8)
+            np.testing.assert_allclose(ours[row], theirs, atol=2e-3 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(("samples", "width"), [(40, 12), (40, 90), (150, 100), (150, 400)])
+def test_objective_equals_direct_reference(samples, width):
+    x, y = problem(samples, width, (0.1, 0.5), seed=3)
+    for found in fit(x, y, COSTS, weigh(y)):
+        for row in range(2):
+            weight = (found.cost * weigh(y)[row]).numpy()
+            best = objective(x.numpy(), y[row].numpy(), weight, reference(x.numpy(), y[row].numpy(), weight))
+            assert float(found.objective[row]) == pytest.approx(best, rel=2e-8)
+            assert float(found.objective[row] - found.gap[row]) <= best * (1 + 1e-12)
+            assert found.certificate[row] <= 1e-8
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    samples=st.integers(4, 40),
+    width=st.integers(1, 30),
+    power=st.integers(-19, 10),
+    steps=st.integers(0, 3),
+)
+def test_certificate_bounds_the_true_gap(seed, samples, width, power, steps):
+    """At any point, solved or not: the objective minus its bound is below the true minimum."""
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.standard_normal((samples, width)))
+    y = torch.from_numpy(rng.choice([-1.0, 1.0], (1, samples)))
+    tol = 10.0 ** -(2 * steps + 2)
+    (found,) = fit(x, y, [2.0**power], tol=tol)
+    weight = np.full(samples, 2.0**power)
+    best = objective(x.numpy(), y[0].numpy(), weight, reference(x.numpy(), y[0].numpy(), weight))
+    excess = float(found.objective) - best
+    assert -1e-9 * best <= excess <= float(found.gap) + 1e-9 * best
+    assert float(found.gap) <= tol * float(found.objective)
+    w = found.coefficients(x)[0].numpy()
+    assert objective(x.numpy(), y[0].numpy(), weight, w) == pytest.approx(float(found.objective), rel=1e-9)
+
+
+def test_all_ways_to_solve_a_system_agree():
+    """Conjugate gradients, Cholesky among samples, Cholesky among features, and a stack of matrices."""
+    rng = np.random.default_rng(0)
+    for width in (30, 500):
+        x, _ = problem(200, width, (0.5,))
+        gram = SharedGram(x)
+        kernel = torch.cat([x, torch.ones(200, 1)], 1).double()
+        kernel = kernel @ kernel.T
+        curvature = torch.from_numpy(rng.choice([0.0, 2.0, 4.0], (3, 200)))
+        curvature[2] = 0
+        rhs = torch.from_numpy(rng.standard_normal((3, 200)))
+        exact = gram.solve(curvature, rhs, torch.ones(3, dtype=torch.bool))
+        stacked = StackedGrams(kernel.repeat(3, 1, 1)).solve(curvature, rhs, exact)
+        rank = gram._preconditioner(4.0)[0]
+        iterated = gram._conjugate_gradients(curvature, rhs, rank, 500)
+        for row in range(2):
+            s = curvature[row].nonzero().flatten()
+            system = kernel[s][:, s] + torch.diag(1 / curvature[row, s])
+            expected = torch.zeros(200, dtype=torch.float64)
+            expected[s] = torch.linalg.solve(system, rhs[row, s])
+            torch.testing.assert_close(exact[row], expected, rtol=1e-7, atol=1e-9)
+            torch.testing.assert_close(stacked[row], expected, rtol=1e-7, atol=1e-9)
+            assert (iterated[row] - expected).norm() <= 2e-3 * expected.norm()
+        assert not exact[2].any() and not stacked[2].any() and not iterated[2].any()
+
+
+def test_useless_inner_solver_falls_back_to_cholesky(monkeypatch):
+    """Directions that are not a number or point uphill must cost time, never correctness."""
+    x, y = problem(150, 300, (0.2, 0.5))
+    expected = fit(x, y, (1.0, 10.0), weigh(y))
+    monkeypatch.setattr(SharedGram, "_preconditioner", lambda self, curvature: (4, 1.0))
+    for spoil in (torch.nan, 1e4):
+        monkeypatch.setattr(SharedGram, "_conjugate_gradients", lambda self, c, r, k, n, f=spoil: f * r)
+        for found, wanted in zip(fit(x, y, (1.0, 10.0), weigh(y)), expected, strict=True):
+            torch.testing.assert_close(found.objective, wanted.objective, rtol=1e-7, atol=0)
+
+
+def test_giving_up_is_an_error(monkeypatch):
+    x, y = problem(100, 20, (0.3,))
+    monkeypatch.setattr(svm, "MAX_STEPS", 1)
+    with pytest.raises(JobError, match="relative gap"):
+        fit(x, y, [10.0])
+
+
+def test_line_search_recovers_from_a_bad_start():
+    """A leap from a tiny to a huge cost on large features needs damped steps; the answer is the same."""
+    x, y = problem(80, 5, (0.1, 0.5), seed=5)
+    leap = fit(30 * x, y, (2.0**-19, 1000.0), weigh(y))[1]
+    for row in range(2):
+        weight = (1000 * weigh(y)[row]).numpy()
+        w = reference(30 * x.numpy(), y[row].numpy(), weight)
+        best = objective(30 * x.numpy(), y[row].numpy(), weight, w)
+        assert float(leap.objective[row]) == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_ignored_samples_have_no_influence(few):
+    """Weight 0 and target 0 equal leaving the sample out, however wild it is; `few` takes the stacked solver."""
+    x, y = problem(200, 40, (0.3, 0.4), seed=7)
+    kept = torch.zeros(2, 200, dtype=torch.bool)
+    for row in range(2):
+        kept[row, torch.randperm(200, generator=torch.Generator().manual_seed(row))[: 30 if few else 150]] = (
+            True
+        )
+    masked = fit(x, y * kept, (0.01, 10.0), weigh(y))
+    held = fit(x, y, (0.01, 10.0), weigh(y) * kept)
+    lies = fit(x, torch.where(kept, y, -y), (0.01, 10.0), weigh(y) * kept)
+    assert (svm._few_samples(weigh(y) * kept) is not None) == few
+    for i, cost in enumerate((0.01, 10.0)):
+        assert torch.equal(masked[i].dual, held[i].dual) and torch.equal(held[i].dual, lies[i].dual)
+        assert not held[i].dual[~kept].any()
+        for row in range(2):
+            alone = fit(
+                x[kept[row]], y[row : row + 1, kept[row]], [cost], weigh(y)[row : row + 1, kept[row]]
+            )[0]
+            scores = decision(x, alone.coefficients(x[kept[row]]))[0]
+            torch.testing.assert_close(held[i].scores[row], scores, rtol=1e-3, atol=1e-4)
+
+
+def test_scores_and_coefficients_agree_and_costs_keep_their_order():
+    x, y = problem(50, 20, (0.3,))
+    found = fit(x, y, (10.0, 0.1, 1.0))
+    assert [s.cost for s in found] == [10.0, 0.1, 1.0]
+    for s in found:
+        torch.testing.assert_close(decision(x, s.coefficients(x)), s.scores)
+    assert [s.cost for s in path(SharedGram(x), y, (10.0, 0.1, 1.0))] == [0.1, 1.0, 10.0]
+
+
+def test_degenerate_problems_are_solved():
+    """One class only, nothing at all, and contradicting twins."""
+    x, _ = problem(30, 5, (0.5,))
+    y = torch.stack([torch.ones(30), torch.zeros(30), -torch.ones(30)]).double()
+    for found in fit(x, y, (2.0**-19, 1.0, 100.0)):
+        assert torch.isfinite(found.scores).all() and not found.dual[1].any()
+        assert (found.scores[0] > 0).all() and (found.scores[2] < 0).all()
+    twins = torch.cat([x[:1], x[:1]])
+    (found,) = fit(twins, torch.tensor([[1.0, -1.0]]), [1.0])
+    assert found.scores.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_folds_equal_scikit_learn(folds):
+    rng = np.random.default_rng(folds)
+    for size in (10, 11, 97, 200):
+        for rate in (0.2, 0.5, 0.9):
+            y = np.where(rng.random(size) < rate, 1, -1)
+            y[:folds], y[-folds:] = 1, -1
+            y = y[rng.permutation(size)]
+            target = np.zeros(size + 7, dtype=np.int64)
+            used = np.sort(rng.choice(size + 7, size, replace=False))
+            target[used] = y
+            expected = np.full(size + 7, -1)
+            for number, (_, test) in enumerate(StratifiedKFold(folds).split(np.zeros(size), y)):
+                expected[used[test]] = number
+            np.testing.assert_array_equal(
+                stratified_folds(torch.from_numpy(target)[None], folds)[0].numpy(), expected
+            )
+
+
+def test_average_precision_equals_scikit_learn_with_ties():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        target, score = rng.choice([-1, 0, 1], (3, 30)), np.round(rng.standard_normal((3, 30)), 1)
+        ours = average_precision(torch.from_numpy(target), torch.from_numpy(score))
+        for t, s, value in zip(target, score, ours, strict=True):
+            assert float(value) == pytest.approx(
+                average_precision_score(t[t != 0], s[t != 0], pos_label=1), abs=1e-12
+            )
+    assert torch.isnan(average_precision(-torch.ones(1, 5), torch.zeros(1, 5))).all()
+
+
+def test_cross_validation_equals_separate_fits():
+    x, y = problem(120, 15, (0.2, 0.4), seed=2)
+    assigned = stratified_folds(y, 3)
+    weight = weigh(y)
+    (found,) = fit(x, y.repeat(4, 1), [1.0], with_folds(weight, assigned, 3))
+    ours = cross_validated(found.scores, y, assigned, 3)
+    held = cross_validated_scores(found.scores, assigned, 3)
+    for row in range(2):
+        values = []
+        for train, test in StratifiedKFold(3).split(x, y[row]):
+            machine = LinearSVC(C=1.0, dual=False, tol=1e-9, max_iter=20000, class_weight={1: 2, -1: 1})
+            score = machine.fit(x[train], y[row][train]).decision_function(x[test])
+            np.testing.assert_allclose(held[row, test], score, atol=1e-3)
+            values.append(average_precision_score(y[row][test], score, pos_label=1))
+        assert float(ours[row]) == pytest.approx(np.mean(values), abs=1e-3)
+
+
+def test_both_solvers_choose_alike():
+    x, y = problem(150, 40, (0.1, 0.3, 0.5))
+    z = problem(80, 40, (0.5,), seed=1)[0]
+    out = {}
+    for solver in ("newton", "liblinear"):
+        fitter = make_fitter(x.numpy(), z.numpy(), torch.device("cpu"), solver=solver)
+        out[solver] = fit_costs(fitter, y, (10.0, 1.0, 0.01), folds=3)
+    ours, theirs = out["newton"], out["liblinear"]
+    assert ours[0].shape == (3, 3) and ours[1].shape == (3, 3, 80)
+    torch.testing.assert_close(ours[0], theirs[0], atol=2e-3, rtol=0)
+    torch.testing.assert_close(ours[1], theirs[1], atol=2e-2, rtol=0)
+    assert ours[2] <= 1e-8 and np.isnan(theirs[2])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_equals_cpu():
+    x, y = problem(600, 700, (0.1, 0.4))
+    for here, there in zip(fit(x, y, COSTS), fit(x.cuda(), y.cuda(), COSTS), strict=True):
+        torch.testing.assert_close(here.objective, there.objective.cpu(), rtol=1e-7, atol=0)
+        assert there.certificate.max() <= 1e-8
+
+
+@pytest.mark.slow
+def test_thousands_of_samples_reach_the_certificate():
+    """Large enough for float32 conjugate gradients, Cholesky at high cost and the random subspace to matter."""
+    x, y = problem(1500, 1600, (0.03, 0.2, 0.4))
+    for found in fit(x, y, (2.0**-19, 2.0**-8, 2.0**-4, 1.0, 10.0, 100.0), weigh(y)):
+        assert found.certificate.max() <= 1e-8
+        weight = (found.cost * weigh(y)).numpy()
+        w = found.coefficients(x).numpy()
+        for row in range(3):
+            slack = np.maximum(0, 1 - y[row].numpy() * (np.c_[x, np.ones(1500)] @ w[row]))
+            gradient = w[row] - np.c_[x, np.ones(1500)].T @ (2 * weight[row] * slack * y[row].numpy())
+            assert 0.5 * gradient @ gradient <= 1.01e-8 * float(found.objective[row])
