@@ -138,8 +138,8 @@ def layers_for(backbone: Backbone, size: int) -> list[str]:
     """Layers that the protocol evaluates.
 
     Stage networks: the last five stages or fewer, pooled adaptively to the grids 12, 6, 4, 3, 2 (counted from
-    the last stage), clipped to the map's own side and to 9216 features. Vision transformers: four evenly spaced
-    blocks averaged over their tokens, and the pooled vector.
+    the last stage), clipped to the map's own side and to 9216 features. Vision transformers: four evenly
+    spaced blocks averaged over their tokens, and the pooled vector.
     """
     depth = len(backbone.stage_dims)
     if backbone.is_vit:
@@ -200,10 +200,10 @@ def low_shot(
 ) -> tuple[np.ndarray, list[float], float]:  # fmt: skip
     """Test mAP of every draw of k positives per class.
 
-    One cost serves all classes of a draw. With `selection="train"` it is the best by cross-validated AP within
-    that draw's own samples (two folds for k = 2; `single_shot_cost` for k = 1, where nothing can be held out),
-    so a k-shot figure uses no more labels than it says. With `selection="test"` it is the cost of the largest
-    test mAP averaged over the draws, as published.
+    One cost serves all classes of a draw. With `selection="train"` it is the best by cross-validated AP
+    within that draw's own samples (two folds for k = 2; `single_shot_cost` for k = 1, where nothing can be
+    held out), so a k-shot figure uses no more labels than it says. With `selection="test"` it is the cost of
+    the largest test mAP averaged over the draws, as published.
 
     Returns:
         mAP per draw, cost per draw, largest certificate.

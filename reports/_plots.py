@@ -12,7 +12,7 @@ from typing import Any
 INK, MUTED, LINE, ACCENT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
 """Stand for roles of the page's theme; the renderer puts its colours in (`suite.render.COLOURS`)."""
 
-STYLE: Mapping[str, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "suite",
     "font.family": "sans-serif",
@@ -47,7 +47,7 @@ def dots(rows: Sequence[str], panels: Sequence[Panel], width: float = 11.0) -> s
 
     height = 0.95 + 0.34 * len(rows)
     label = min(2.6, 0.35 + 0.085 * max((len(row) for row in rows), default=0))
-    with matplotlib.rc_context(dict(STYLE)):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         figure.subplots_adjust(

@@ -97,6 +97,4 @@ def figures(name: str, recipe: Recipe | None) -> list[Figure]:
 
 def _stands_as_pooled(found: list[Figure], preset: str, evaluator: str, value: float) -> bool:
     # tables print the last layer's probe once, as a column; a reference may call the same number the headline
-    return any(
-        (f.preset, f.evaluator, f.value) == (preset, evaluator, value) and f.metric.endswith(".pooled") for f in found
-    )
+    return any((f.preset, f.evaluator, f.value) == (preset, evaluator, value) and f.metric.endswith(".pooled") for f in found)

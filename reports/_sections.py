@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from reports._published import Figure
 from reports._tables import (
+    CellKind,
     Group,
     Score,
+    benchmark_title,
     best,
     evaluated_on,
     fixed,
@@ -57,9 +59,8 @@ def build_section(section: Section) -> Table:
             rows = best(rows, i + 3, _declared(section, metric).higher_is_better)
     rows += [row for one in section.controls for row in _rows(section, one, metrics, True)]
     rows += _published_rows(section, metrics)
-    title = section.known.title if section.known else section.evaluator
     columns = ["Weights", "Preset", "Data", *(_column(section, metric) for metric in metrics)]
-    return Table(title, columns, rows, _note(section))
+    return Table(benchmark_title(section.evaluator, section.evaluators), columns, rows, _note(section))
 
 
 def _metrics(section: Section) -> list[str]:
@@ -71,10 +72,10 @@ def _metrics(section: Section) -> list[str]:
             found |= {name for result in results_of(one, section.evaluator, preset) for name in result.metrics}
     found = {name for name in found if not name.partition(".")[0].endswith("_std")}
 
-    def order(name: str) -> tuple[bool, int, bool, object]:
+    def order(name: str) -> tuple[bool, int, bool, object, str]:
         base, _, suffix = name.partition(".")
         family = declared.index(base) if base in declared else len(declared)
-        return (name not in declared[:1], family, bool(suffix), natural(suffix or base))
+        return (name not in declared[:1], family, bool(suffix), natural(suffix or base), name)
 
     return sorted(found, key=order)
 
@@ -108,7 +109,7 @@ def _rows(section: Section, one: Group, metrics: Sequence[str], control: bool) -
     rows = []
     for preset in section.presets(one):
         scores = [score(one, section.evaluator, preset, m, section.evaluators, section.recipes) for m in metrics]
-        kind = "control" if control else ""
+        kind: CellKind = "control" if control else ""
         title = recipe.title if recipe else one.recipe
         shown = title if preset == "default" else f"{title} [{preset}]"
         cells = [

@@ -56,6 +56,11 @@ def evaluator_order(name: str) -> tuple[int, str]:
     return (MODEL_ZOO.index(name) if name in MODEL_ZOO else len(MODEL_ZOO), name)
 
 
+def benchmark_title(name: str, evaluators: Mapping[str, Evaluator]) -> str:
+    """The evaluator's title; its name in words when it is not installed."""
+    return evaluators[name].title if name in evaluators else name.replace("_", " ").capitalize()
+
+
 def keys(groups: Sequence[Group], evaluators: Mapping[str, Evaluator]) -> list[tuple[str, str]]:
     """(evaluator, preset) of every known evaluator's default and of everything that was measured, ordered."""
     found = {(name, "default") for name in evaluators}
@@ -127,9 +132,7 @@ def _why(results: Sequence[Result], metric: str) -> str:
     return "not part of this protocol"
 
 
-def _stale(
-    one: Group, results: Sequence[Result], evaluators: Mapping[str, Evaluator], recipes: Mapping[str, Recipe]
-) -> str:
+def _stale(one: Group, results: Sequence[Result], evaluators: Mapping[str, Evaluator], recipes: Mapping[str, Recipe]) -> str:
     reasons = []
     recipe = recipes.get(one.recipe)
     versions = {record.recipe_version for record in one.records}

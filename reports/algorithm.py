@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One page per algorithm in the layout that model zoos have: settings, then a table per benchmark with controls and
-published figures beside our own."""
+"""One page per algorithm, as model zoos have it: a table per benchmark, controls and published figures beside ours."""
 
 from __future__ import annotations
 
@@ -10,14 +9,12 @@ from reports._cost import COLUMNS, cost_cells
 from reports._published import Figure, figures
 from reports._sections import Section, build_section
 from reports._tables import Group, evaluator_order, group, run_hover
-from reports.index import is_control, notes_of, title_of, trained
+from reports.index import flat, is_control, notes_of, trained
 from suite.record import RunRecord
 from suite.spec import Cell, Document, Evaluator, Page, Plot, Recipe, Table
 
 
-def build(
-    records: Sequence[RunRecord], recipes: Mapping[str, Recipe], evaluators: Mapping[str, Evaluator]
-) -> list[Document]:
+def build(records: Sequence[RunRecord], recipes: Mapping[str, Recipe], evaluators: Mapping[str, Evaluator]) -> list[Document]:
     """A document for every recipe, and for every recipe that left records but is not installed."""
     groups = group(records)
     names = sorted({*recipes, *(one.recipe for one in groups)})
@@ -39,6 +36,7 @@ def _document(
         relevant = [figure for figure in published if figure.evaluator == evaluator]
         section = Section(evaluator, ours, controls, relevant, recipes, evaluators)
         parts.append(build_section(section))
+    parts += [_settings(ours)] if ours else []
     if not wanted:
         parts.append("Nothing was measured yet, and no published figures are known.")
     title = recipe.title if recipe else name
@@ -69,7 +67,7 @@ def _runs(ours: Sequence[Group], recipes: Mapping[str, Recipe]) -> list[Table | 
     if not ours:
         return ["This algorithm has no records yet."]
     parts: list[Table | Plot | str] = []
-    notes = [f"- {one.preset}: {note}" for one in ours for note in notes_of(one)]
+    notes = [f"- {flat(one.preset)}: {note}" for one in ours for note in notes_of(one)]
     parts += ["\n".join(notes)] if notes else []
     rows = []
     for one in ours:
@@ -77,8 +75,7 @@ def _runs(ours: Sequence[Group], recipes: Mapping[str, Recipe]) -> list[Table | 
         first = Cell(one.preset, None, run_hover(one))
         rows.append([first, Cell(one.dataset), Cell(one.records[0].weights.arch), Cell(seeds),
                      *cost_cells(one, False, trained(one, recipes))])  # fmt: skip
-    parts.append(Table("Runs and cost", ["Preset", "Pre-trained on", "Backbone", "Seeds", *COLUMNS], rows))
-    return [*parts, _settings(ours)]
+    return [*parts, Table("Runs and cost", ["Preset", "Pre-trained on", "Backbone", "Seeds", *COLUMNS], rows)]
 
 
 def _settings(ours: Sequence[Group]) -> Table:
@@ -106,4 +103,3 @@ def _flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 PAGE = Page(name="algorithm", title="One page per algorithm", build=build)
-__all__ = ["PAGE", "build", "title_of"]

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from reports._cost import COLUMNS, cost_cells
 from reports._plots import Panel, dots
 from reports._tables import (
+    CellKind,
     Group,
     Score,
+    benchmark_title,
     best,
     group,
     headline,
@@ -24,17 +26,14 @@ from suite.record import RunRecord
 from suite.spec import Cell, Document, Evaluator, Metric, Page, Plot, Recipe, Table
 
 SUMMARY = (
-    "Self-supervised pre-training, measured. Every number comes from a stored record and says on pointing where it "
-    "comes from. Rows of one table share their pre-training data and can be compared; seeds are given as mean ± "
-    "standard deviation (number of seeds)."
+    "Self-supervised pre-training, measured. Every number stands in a stored record: point at it to see which. Rows "
+    "of one table share their pre-training data; several seeds are given as mean ± standard deviation (seeds)."
 )
 PLOTTED = 30
 """Rows of a figure at most."""
 
 
-def build(
-    records: Sequence[RunRecord], recipes: Mapping[str, Recipe], evaluators: Mapping[str, Evaluator]
-) -> list[Document]:
+def build(records: Sequence[RunRecord], recipes: Mapping[str, Recipe], evaluators: Mapping[str, Evaluator]) -> list[Document]:
     """The index page: a figure and a table for every data set that something was pre-trained on."""
     groups = group(records)
     parts: list[Table | Plot | str] = []
@@ -64,12 +63,12 @@ def _section(
         rows = best(rows, i + 2, metric.higher_is_better)
     titles = [_title(name, preset, metric, evaluators) for name, preset, metric in columns]
     table = Table(
-        f"Pre-trained on {dataset}", ["Algorithm", "Preset", *titles, *COLUMNS], rows,
+        f"Benchmarks and cost, {dataset}", ["Algorithm", "Preset", *titles, *COLUMNS], rows,
         _note(groups, columns, evaluators),
     )  # fmt: skip
     plot = _plot(dataset, [i for i in order if not control[i]][:PLOTTED], groups, scores, columns, recipes, evaluators)
-    notes = [f"- {one.recipe} {one.preset}: {note}" for one in groups for note in notes_of(one)]
-    parts: list[Table | Plot | str] = [f"## {dataset}", *([plot] if plot else []), table]
+    notes = [f"- {flat(one.recipe)} {flat(one.preset)}: {note}" for one in groups for note in notes_of(one)]
+    parts: list[Table | Plot | str] = [f"## Pre-trained on {flat(dataset)}", *([plot] if plot else []), table]
     return [*parts, "\n".join(notes)] if notes else parts
 
 
@@ -80,7 +79,12 @@ def is_control(one: Group, recipes: Mapping[str, Recipe]) -> bool:
 
 def notes_of(one: Group) -> list[str]:
     """The warnings that belong to a group's numbers, each once."""
-    return list(dict.fromkeys(" ".join(note.split()) for record in one.records for note in record.notes))
+    return list(dict.fromkeys(flat(note) for record in one.records for note in record.notes))
+
+
+def flat(text: str) -> str:
+    """Text of a record as one line without a paragraph's markup."""
+    return " ".join(text.split()).replace("`", "'")
 
 
 def title_of(one: Group, recipes: Mapping[str, Recipe]) -> str:
@@ -89,7 +93,7 @@ def title_of(one: Group, recipes: Mapping[str, Recipe]) -> str:
 
 
 def _title(name: str, preset: str, metric: Metric, evaluators: Mapping[str, Evaluator]) -> str:
-    title = evaluators[name].title if name in evaluators else name
+    title = benchmark_title(name, evaluators)
     unit = f", {metric.unit}" if metric.unit else ""
     return f"{title}{'' if preset == 'default' else f' [{preset}]'}\n{metric.title}{unit}"
 
@@ -110,8 +114,8 @@ def _mean_ranks(
 def _random(
     groups: Sequence[Group], scores: Sequence[Sequence[Score]], recipes: Mapping[str, Recipe]
 ) -> list[tuple[Group, Sequence[Score]]]:
-    untrained = [(g, s) for g, s in zip(groups, scores, strict=True) if is_control(g, recipes) and not trained(g, recipes)]
-    return untrained
+    pairs = zip(groups, scores, strict=True)
+    return [(one, found) for one, found in pairs if is_control(one, recipes) and not trained(one, recipes)]
 
 
 def trained(one: Group, recipes: Mapping[str, Recipe]) -> bool:
@@ -124,24 +128,22 @@ def _row(
     untrained: Sequence[tuple[Group, Sequence[Score]]],
 ) -> list[Cell]:  # fmt: skip
     control = is_control(one, recipes)
-    kind = "control" if control else ""
+    kind: CellKind = "control" if control else ""
     same = [pair for pair in untrained if pair[0].config.get("arch") == one.config.get("arch")] or list(untrained)
     cells = [
         Cell(title_of(one, recipes), None, run_hover(one), link=one.recipe, kind=kind),
         Cell(one.preset, None, f"settings {one.digest[:12]}", kind=kind),
     ]
     for c, found in enumerate(scores):
+        floor = same[0][1][c].mean if same and not control else None
         over = []
-        if found.mean is not None and not control and same and same[0][1][c].mean is not None:
-            reference, base = same[0]
-            over = [f"{signed(found.mean - base[c].mean, 1)} against {reference.recipe} {reference.preset}"]
+        if found.mean is not None and floor is not None:
+            over = [f"{signed(found.mean - floor, 1)} against {same[0][0].recipe} {same[0][0].preset}"]
         cells.append(score_cell(one, found, 1, control, over))
     return [*cells, *cost_cells(one, control, trained(one, recipes))]
 
 
-def _note(
-    groups: Sequence[Group], columns: Sequence[tuple[str, str, Metric]], evaluators: Mapping[str, Evaluator]
-) -> str:
+def _note(groups: Sequence[Group], columns: Sequence[tuple[str, str, Metric]], evaluators: Mapping[str, Evaluator]) -> str:
     notes = []
     for name, preset, _ in columns:
         prints = {tuple(sorted(r.data.items())) for one in groups for r in results_of(one, name, preset) if r.data}

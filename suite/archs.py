@@ -13,8 +13,11 @@ from torch import Tensor
 
 Guess = tuple[str, dict[str, Any], str]
 
+# Larger numbers are no network of today but a broken or hostile file, and building it would take the memory.
+MAX_DEPTH, MAX_WIDTH, MAX_SIDE = 64, 4096, 2048
+
 # (blocks per layer, bottleneck): name
-RESNETS = {
+RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
     ((1, 1, 1, 1), False): "resnet10t",
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
@@ -31,7 +34,7 @@ WIDE = {
     ("resnet101", 8, 32): "resnext101_32x8d",
     ("resnet101", 4, 64): "resnext101_64x4d",
 }
-RESNESTS = {
+RESNESTS: dict[tuple[int, ...], str] = {
     (1, 1, 1, 1): "resnest14d",
     (2, 2, 2, 2): "resnest26d",
     (3, 4, 6, 3): "resnest50d",
@@ -40,14 +43,20 @@ RESNESTS = {
     (3, 30, 48, 8): "resnest269e",
 }
 # width: (size, depth, heads)
-VITS = {192: ("tiny", 12, 3), 384: ("small", 12, 6), 768: ("base", 12, 12), 1024: ("large", 24, 16), 1280: ("huge", 32, 16)}
-SWINS = {
+VITS = {
+    192: ("tiny", 12, 3),
+    384: ("small", 12, 6),
+    768: ("base", 12, 12),
+    1024: ("large", 24, 16),
+    1280: ("huge", 32, 16),
+}
+SWINS: dict[tuple[int, tuple[int, ...]], str] = {
     (96, (2, 2, 6, 2)): "swin_tiny",
     (96, (2, 2, 18, 2)): "swin_small",
     (128, (2, 2, 18, 2)): "swin_base",
     (192, (2, 2, 18, 2)): "swin_large",
 }
-CONVNEXTS = {
+CONVNEXTS: dict[tuple[int, tuple[int, ...]], str] = {
     (96, (3, 3, 9, 3)): "tiny",
     (96, (3, 3, 27, 3)): "small",
     (128, (3, 3, 27, 3)): "base",
@@ -80,7 +89,12 @@ def infer_arch(state: Mapping[str, Tensor]) -> Guess | None:
             guess = _convnext(state)
         else:
             return None
-    except (KeyError, IndexError, ZeroDivisionError):  # a tensor that the guess needs is missing or has another rank
+    except (
+        KeyError,
+        IndexError,
+        ValueError,
+        ZeroDivisionError,
+    ):  # a tensor that the guess needs is missing or has another rank
         return None
     return guess if guess and timm.is_model(guess[0]) else None
 
@@ -104,7 +118,10 @@ def _resnet(state: Mapping[str, Tensor]) -> Guess | None:
         return None
     first = state["layer1.0.conv2.weight" if bottleneck else "layer1.0.conv1.weight"]  # out×(in/groups)×3×3
     groups = first.shape[0] // first.shape[1] if bottleneck else 1
-    planes = tuple(state[f"layer{i}.0.conv{3 if bottleneck else 1}.weight"].shape[0] // (4 if bottleneck else 1) for i in (1, 2, 3, 4))
+    last, expansion = ("conv3", 4) if bottleneck else ("conv1", 1)
+    planes = tuple(state[f"layer{i}.0.{last}.weight"].shape[0] // expansion for i in (1, 2, 3, 4))
+    if max(planes) > MAX_WIDTH:
+        return None
     options: dict[str, Any] = {}
     if bottleneck and (first.shape[0], groups) != (planes[0], 1):
         arch = WIDE.get((arch, first.shape[1], groups), "")
@@ -124,11 +141,18 @@ def _vit(state: Mapping[str, Tensor]) -> Guess | None:
     class_token = "cls_token" in state
     patches = state["pos_embed"].shape[1] - class_token
     side = math.isqrt(patches)
-    if side * side != patches or any(k in state for k in ("reg_token", "register_tokens", "pos_embed.weight")):
+    if side * side != patches or any(
+        k in state for k in ("reg_token", "register_tokens", "pos_embed.weight")
+    ):
         return None
     if any(".mlp.w" in k or ".q_norm." in k or "rel_pos" in k or k.endswith("q_bias") for k in state):
         return None
-    if width not in VITS and width % 64:
+    if (
+        (width not in VITS and width % 64)
+        or depth > MAX_DEPTH
+        or width > MAX_WIDTH
+        or side * patch > MAX_SIDE
+    ):
         return None
     size, standard_depth, heads = VITS.get(width, ("tiny", 12, width // 64))
     arch = f"vit_{size}_patch{patch}_224"

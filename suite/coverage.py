@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,8 @@ from suite.errors import UsageError
 from suite.keymaps import NAMINGS, Naming, Source, prefixes, source_of
 
 HEADS = {"fc", "head", "classifier"}
+# Parts that change the output of a network that has them, so that one without them is another network.
+OPTIONAL_PARTS = {"reg_token", "register_tokens", "dist_token", "norm_pre", "pre_norm", "fc_norm"}
 # Buffers that a network computes itself, and batch counters, which change no output.
 DERIVED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
@@ -54,7 +56,7 @@ class Coverage:
 
     @property
     def complete(self) -> bool:
-        """Every tensor of the network is in the file with its shape, and none of the file's blocks is left over."""
+        """All tensors of the network are in the file and fit, and no block of the file is left over."""
         return not (self.missing or self.mismatched or self.extra)
 
     def report(self) -> list[str]:
@@ -68,7 +70,9 @@ class Coverage:
         ]
         for name in ("missing", "mismatched", "extra"):
             if found := getattr(self, name):
-                lines.append(f"{name:<12}{len(found)}: {', '.join(found[:5])}{', …' if len(found) > 5 else ''}")
+                lines.append(
+                    f"{name:<12}{len(found)}: {', '.join(found[:5])}{', …' if len(found) > 5 else ''}"
+                )
         if self.unused:
             lines.append(f"unused      {len(self.unused)}: {_grouped(self.unused)}")
         return lines + [f"note        {note}" for note in self.notes]
@@ -117,10 +121,20 @@ class Wanted:
             guess = (self.arch, {}, "imagenet")
         if guess is None:
             return None
-        arch, options, stem = self.arch or guess[0], guess[1] if self.options is None else self.options, self.stem or guess[2]
+        arch, stem = self.arch or guess[0], self.stem or guess[2]
+        options = guess[1] if self.options is None else self.options
         key = json.dumps([arch, dict(options), stem], sort_keys=True, default=list)
         if key not in self.built:
-            self.built[key] = Backbone(arch, options, stem)
+            try:
+                self.built[key] = Backbone(arch, options, stem)
+            except (
+                RuntimeError,
+                ValueError,
+                AssertionError,
+            ) as error:  # what timm raises on options that do not go together
+                raise UsageError(
+                    f"cannot build {arch!r} with options {dict(options)}: {_first_line(error)}"
+                ) from None
         return self.built[key]
 
 
@@ -133,7 +147,10 @@ def search(state: Mapping[str, Tensor], wanted: Wanted) -> Iterator[Found]:
     for naming in namings:
         for prefix in prefixes(state, naming.anchors):
             keys = {naming.to_timm(key[len(prefix) :]): key for key in state if key.startswith(prefix)}
-            part = {name: naming.value(name, state[key]) if naming.value else state[key] for name, key in keys.items()}
+            part = {
+                name: naming.value(name, state[key]) if naming.value else state[key]
+                for name, key in keys.items()
+            }
             rank, source = source_of(prefix)
             yield Found(prefix, source, rank, naming, part, keys, _with_heads(infer_arch(part), part, source))
 
@@ -159,7 +176,7 @@ def compare(found: Found, path: str, state: Mapping[str, Tensor], wanted: Wanted
         for name in counted
         if name in found.state and found.state[name].shape != target[name].shape
     )
-    parts = {name.split(".")[0] for name in target} - HEADS
+    parts = ({name.split(".")[0] for name in target} | OPTIONAL_PARTS) - HEADS
     extra = tuple(
         name
         for name in found.state
@@ -183,7 +200,7 @@ def compare(found: Found, path: str, state: Mapping[str, Tensor], wanted: Wanted
 
 
 def under(fits: Sequence[tuple[Found, Coverage]], prefix: str) -> list[tuple[Found, Coverage]]:
-    """Those under a prefix as a user writes it: with or without the last dot, and without the container's path."""
+    """Those under a prefix as a user writes it: the last dot and the container's path may be left out."""
     wanted = prefix if not prefix or prefix.endswith(".") else prefix + "."
     exact = [fit for fit in fits if fit[0].prefix == wanted]
     return exact or [fit for fit in fits if wanted and fit[0].prefix.endswith("." + wanted)]
@@ -194,23 +211,34 @@ def notes(found: Found, network: Backbone, others: Iterable[str]) -> tuple[str, 
     lines = []
     if network.is_vit:
         heads = getattr(network.net.blocks[0].attn, "num_heads", None)  # type: ignore[index,union-attr]
-        lines.append(f"attention heads are not in the file: {heads} assumed; else pass num_heads as an option")
+        lines.append(
+            f"attention heads are not in the file: {heads} assumed; else pass num_heads as an option"
+        )
     if network.stem == "cifar":
         lines.append("3×3 first convolution: stride 1, padding 1 and no max-pooling assumed")
     if "detectron2" in found.naming.name:
-        lines.append("channel order is not in the file: RGB assumed (detectron2's own MSRA models are BGR, with stride in the 1×1)")
+        lines.append(
+            "channel order is not in the file: RGB with stride in the 3×3 assumed; "
+            "detectron2's MSRA models are BGR with stride in the 1×1"
+        )
     if names := [repr(p) for p in dict.fromkeys(others) if p != found.prefix]:
         lines.append(f"fits as well: {', '.join(names)} (choose with --prefix)")
     return tuple(lines)
 
 
 def refusal(
-    path: str, wanted: Wanted, prefix: str | None, chosen: Sequence[Coverage], everything: Sequence[Coverage], guess: str | None
+    path: str,
+    wanted: Wanted,
+    prefix: str | None,
+    chosen: Sequence[Coverage],
+    everything: Sequence[Coverage],
+    guess: str | None,
 ) -> UsageError:
     """One line that says why nothing was loaded and what to do."""
     whole = [c for c in chosen if c.complete]
     if whole:
-        return UsageError(f"{path!r} holds several backbones: {', '.join(repr(c.prefix) for c in whole)}; choose one with --prefix")
+        several = ", ".join(repr(c.prefix) for c in whole)
+        return UsageError(f"{path!r} holds several backbones: {several}; choose one with --prefix")
     closest = max(everything, key=lambda c: (c.complete, c.matched), default=None)
     if closest is None:
         return UsageError(f"{path!r} holds no tensors named like those of {wanted.arch!r}")
@@ -222,11 +250,20 @@ def refusal(
         return UsageError(f"{path!r} has no backbone under prefix {prefix!r}; {nearest}")
     wrong = [
         f"{len(names)} {what} (first: {names[0]})"
-        for names, what in ((best.missing, "missing"), (best.mismatched, "of another shape"), (best.extra, "left over"))
+        for names, what in (
+            (best.missing, "missing"),
+            (best.mismatched, "of another shape"),
+            (best.extra, "left over"),
+        )
         if names
     ]
     looks = f"; its shapes look like {guess}" if guess and guess != best.arch.split(".")[0] else ""
-    return UsageError(f"{path!r} does not fit {best.arch}: of {best.total} backbone tensors {', '.join(wrong)}{looks}; {nearest}")
+    problem = f"of {best.total} backbone tensors {', '.join(wrong)}"
+    return UsageError(f"{path!r} does not fit {best.arch}: {problem}{looks}; {nearest}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _shape(tensor: Tensor) -> str:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random numbers that belong to a sample, not to a generator.
 
-Every number is a hash of (seed, epoch, sample index, stream, column), so it is the same whichever batch, process, worker or device
-asks for it, and an interrupted epoch continues with the numbers it would have had. The hash chains the finaliser of SplitMix64
-(Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
+Every number is a hash of (seed, epoch, sample index, stream, column), so it is the same whichever batch, process, worker or
+device asks for it, and an interrupted epoch continues with the numbers it would have had. The hash chains the finaliser of
+SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
 from __future__ import annotations
@@ -98,3 +98,8 @@ class Draws:
         steps = torch.tensor([_signed((j + 1) * _GOLDEN) for j in range(k)], dtype=torch.int64)  # k
         bits = _mix(start + steps.to(start.device))  # N×k
         return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+
+    def normal(self, stream: int | str, k: int = 1) -> Tensor:
+        """Standard normal numbers, N×k float32 (Box and Muller, 1958)."""
+        radius, angle = self.uniform(stream, 2 * k).view(-1, k, 2).unbind(2)
+        return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * torch.pi * angle)

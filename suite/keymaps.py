@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables: where each project keeps its backbone in a checkpoint, and what it calls the tensors that timm calls otherwise.
+"""Tables: where each project keeps its backbone in a checkpoint, and its names for the tensors.
 
-A naming is a table of pairs (timm's name, the other name); `*` stands for one number. The first pair that fits the start
-of a name is applied, the rest of the name stays.
+A naming is a table of pairs (timm's name, the other name); `*` stands for one number. The first pair that
+fits the start of a name is applied, the rest of the name stays.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Source:
     heads: Mapping[int, int] = field(default_factory=dict)
 
 
-# Where a file holds several complete backbones the earlier line wins: it is the one that the project itself evaluates.
+# Where a file holds several complete backbones the earlier line wins: the one that its project evaluates.
 SOURCES: tuple[Source, ...] = (
     Source("teacher.backbone.", "DINO (teacher)"),
     Source("teacher.module.backbone.", "DINO (teacher)"),
@@ -98,7 +98,7 @@ class Naming:
     inverse: Callable[[str, Tensor], Tensor] | None = None
 
     def to_timm(self, key: str) -> str:
-        """timm's name of one of theirs."""
+        """Timm's name of one of theirs."""
         return _translate(key, self.pairs, 1)
 
     def from_timm(self, key: str) -> str:
@@ -122,7 +122,7 @@ def _detectron2() -> Pairs:
 
 
 def _stage_shift(timm: str, theirs: str) -> Pairs:
-    """timm puts the down-sampling at the start of a stage, others at the end of the one before."""
+    """Timm puts the down-sampling at the start of a stage, others at the end of the one before."""
     return tuple((f"{timm}.{i}.downsample", f"{theirs}.{i - 1}.downsample") for i in (1, 2, 3))
 
 
@@ -146,8 +146,8 @@ def _flat_grn(name: str, tensor: Tensor) -> Tensor:
 
 
 def _unfold_to_concat(name: str, tensor: Tensor) -> Tensor:
-    """Patch merging: MM reads a 2×2 patch with `unfold` (channel, row, column), timm concatenates (column, row, channel)."""
-    if ".downsample." not in name:
+    """Patch merging: MM unfolds a 2×2 patch to (channel, row, column), timm to (column, row, channel)."""
+    if ".downsample." not in name or tensor.dim() == 0 or tensor.shape[-1] % 4:
         return tensor
     return tensor.unflatten(-1, (-1, 2, 2)).transpose(-1, -2).movedim(-3, -1).flatten(-3).contiguous()
 
@@ -206,16 +206,6 @@ NAMINGS: Mapping[str, Naming] = {
             ("4.0.conv1.weight", "7.0.conv1.weight"),
             (("conv1", "0"), ("bn1", "1"), *_residual(lambda i: str(i + 3))),
         ),
-        Naming(
-            "ResNet (numbered, lightly)",
-            ("2.0.conv1.weight", "3.0.conv1.weight"),
-            (
-                ("conv1", "0"),
-                ("bn1", "1"),
-                *((f"layer{i}.*.downsample", f"{i + 1}.*.shortcut") for i in (1, 2, 3, 4)),
-                *_residual(lambda i: str(i + 1)),
-            ),
-        ),
         Naming("ViT (timm)", ("blocks.0.norm1.weight", "blocks.0.attn.qkv.weight")),
         Naming("ViT (MMPretrain)", ("layers.0.ln1.weight", "layers.1.ln1.weight"), _MM_VIT),
         Naming("ViT (torchvision)", ("encoder.layers.encoder_layer_0.ln_1.weight",), _TORCHVISION_VIT),
@@ -225,9 +215,20 @@ NAMINGS: Mapping[str, Naming] = {
             ("layers.0.blocks.0.norm1.weight", "layers.0.downsample.norm.weight"),
             _stage_shift("layers", "layers"),
         ),
-        Naming("Swin (MMPretrain)", ("stages.0.blocks.0.attn.w_msa.qkv.weight",), _MM_SWIN, _unfold_to_concat, _concat_to_unfold),
+        Naming(
+            "Swin (MMPretrain)",
+            ("stages.0.blocks.0.attn.w_msa.qkv.weight",),
+            _MM_SWIN,
+            _unfold_to_concat,
+            _concat_to_unfold,
+        ),
         Naming("ConvNeXt (timm)", ("stages.0.blocks.0.conv_dw.weight",)),
-        Naming("ConvNeXt (official)", ("stages.0.0.dwconv.weight",), _convnext("dwconv", "pwconv1", "pwconv2", "norm"), _flat_grn),
+        Naming(
+            "ConvNeXt (official)",
+            ("stages.0.0.dwconv.weight",),
+            _convnext("dwconv", "pwconv1", "pwconv2", "norm"),
+            _flat_grn,
+        ),
         Naming(
             "ConvNeXt (MMPretrain)",
             ("stages.0.0.depthwise_conv.weight",),
@@ -252,7 +253,10 @@ def prefixes(keys: Iterable[str], anchors: Iterable[str]) -> list[str]:
     """What stands before an anchor in the keys, in order of appearance."""
     anchors = tuple(anchors)
     found = {
-        key[: -len(a)]: None for key in keys for a in anchors if key.endswith(a) and key[-len(a) - 1 : -len(a)] in ("", ".")
+        key[: -len(a)]: None
+        for key in keys
+        for a in anchors
+        if key.endswith(a) and key[-len(a) - 1 : -len(a)] in ("", ".")
     }
     return list(found)
 
@@ -269,5 +273,6 @@ def _translate(key: str, pairs: Pairs, column: int) -> str:
 @functools.lru_cache
 def _compiled(pairs: Pairs, column: int) -> tuple[tuple[re.Pattern[str], str], ...]:
     return tuple(
-        (re.compile(re.escape(pair[column]).replace(r"\*", r"(\d+)") + r"(?=\.|$)"), pair[1 - column]) for pair in pairs
+        (re.compile(re.escape(pair[column]).replace(r"\*", r"(\d+)") + r"(?=\.|$)"), pair[1 - column])
+        for pair in pairs
     )

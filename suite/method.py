@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from suite.data.imageset import ImageSet
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
-    """One step's input on the training device."""
+    """One step's input on the training device. Not frozen, because Fabric's mixed precision rebuilds it."""
 
     views: list[Tensor]
     "One N×3×S×S float tensor per view; S may differ between views."

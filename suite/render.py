@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from suite.errors import UsageError
+from suite.markup import inline_html, inline_markdown, markdown_text, visible
 from suite.spec import Cell, Document, Plot, Table
 from suite.store import write_bytes
 
@@ -82,11 +83,12 @@ def _files(documents: Sequence[Document], formats: Sequence[str]) -> dict[str, b
             raise UsageError(f"unknown page format {kind!r} (valid: {', '.join(FORMATS)})")
     names = {document.name: safe_name(document.name) for document in documents}
     _check_unique(documents, names)
+    environments = {kind: _environment(kind, names) for kind in formats}
     files = {}
     for document in documents:
         name = names[document.name]
-        for kind in formats:
-            files[f"{name}.{kind}"] = _page(document, kind, names, documents).encode()
+        for kind, environment in environments.items():
+            files[f"{name}.{kind}"] = _page(document, kind, environment, name, documents).encode()
         if "md" in formats:
             plots = [part for part in document.parts if isinstance(part, Plot)]
             files.update({f"{name}-{i}.svg": _standalone(plot).encode() for i, plot in enumerate(plots, 1)})
@@ -130,9 +132,10 @@ class Block:
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns of the table hold numbers."""
+        """Which columns of the table hold numbers, or would if they were not empty."""
         assert self.table is not None
-        return [any(row[i].value is not None for row in self.table.rows) for i in range(len(self.table.columns))]
+        columns = list(zip(*self.table.rows, strict=True)) or [()] * len(self.table.columns)
+        return [any(c.value is not None for c in cells) or _all_missing(cells) for cells in columns]
 
     @property
     def bodies(self) -> list[tuple[str, list[Sequence[Cell]]]]:
@@ -146,6 +149,10 @@ class Block:
         assert self.table is not None
         cells = (cell for row in self.table.rows for cell in row)
         return list(dict.fromkeys(reason(c) for c in cells if reason(c)))
+
+
+def _all_missing(cells: Sequence[Cell]) -> bool:
+    return bool(cells) and all(cell.kind == "missing" for cell in cells)
 
 
 def reason(cell: Cell) -> str:
@@ -183,12 +190,10 @@ def _blocks(document: Document) -> Iterator[Block]:
                 yield Block("paragraph", text=part)
 
 
-def _page(document: Document, kind: str, names: dict[str, str], documents: Sequence[Document]) -> str:
-    environment = _environment(kind, names)
+def _page(document: Document, kind: str, environment: Environment, file: str, documents: Sequence[Document]) -> str:
     blocks = list(_blocks(document))
     home = documents[0] if documents and documents[0].name != document.name else None
-    values: dict[str, Any] = {"document": document, "blocks": blocks, "home": home, "mark": MARK}
-    values["file"] = names[document.name]
+    values: dict[str, Any] = {"document": document, "blocks": blocks, "home": home, "mark": MARK, "file": file}
     if kind == "html":
         script, _, _ = environment.loader.get_source(environment, "page.js")  # type: ignore[union-attr]
         style, _, _ = environment.loader.get_source(environment, "page.css")  # type: ignore[union-attr]
@@ -209,6 +214,7 @@ def _environment(kind: str, names: dict[str, str]) -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) else value,
     )
 
     def href(link: str) -> str:
@@ -218,44 +224,13 @@ def _environment(kind: str, names: dict[str, str]) -> Environment:
 
     environment.filters.update(
         href=href,
-        inline=_inline_html if kind == "html" else _inline_markdown,
+        inline=inline_html if kind == "html" else inline_markdown,
         spread=_spread,
         cell=_markdown_cell,
         themed=_themed,
         plain=markdown_text,
     )
     return environment
-
-
-CODE = re.compile(r"`([^`]+)`")
-URL = re.compile(r"(https?://[^\s<>\"']+[^\s<>\"'.,;:)])")
-
-
-def _inline_html(text: str) -> Markup:
-    """Escaped text with `code` and addresses made live."""
-    pieces = []
-    for i, piece in enumerate(CODE.split(text)):
-        if i % 2:
-            pieces.append(Markup("<code>{}</code>").format(piece))
-            continue
-        for j, part in enumerate(URL.split(piece)):
-            pieces.append(Markup('<a href="{0}">{0}</a>').format(part) if j % 2 else escape(part))
-    return Markup("").join(pieces)
-
-
-def _inline_markdown(text: str) -> str:
-    pieces = CODE.split(text)
-    return "".join(f"`{_one_line(p)}`" if i % 2 else markdown_text(p) for i, p in enumerate(pieces))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def markdown_text(text: str) -> str:
-    """Plain text as markdown that shows it literally, on one line."""
-    text = re.sub(r"([\\`*\[\]|#~]|(?<!\w)_|_(?!\w))", r"\\\1", _one_line(text).replace("&", "&amp;"))
-    return text.replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _markdown_cell(cell: Cell, href: str, footnotes: Sequence[str]) -> str:
@@ -283,8 +258,9 @@ LIGHT = {"ink": "#1a1d21", "muted": "#59626d", "line": "#dfe3e8", "accent": "#24
 DARK = {"ink": "#e8eaed", "muted": "#a0a9b4", "line": "#343a42", "accent": "#8ab4ff", "paper": "#15181c"}
 
 
-def _themed(svg: str) -> Markup:
-    """The figure with roles instead of colours, so that it follows the page between light and dark."""
+def _themed(svg: str, number: int = 1) -> Markup:
+    """The figure with roles instead of colours, so that it follows the page; ids made unique within the page."""
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{number}-", svg)
     for colour, role in COLOURS.items():
         svg = svg.replace(colour, f"var(--{role})")
     return Markup(svg)  # noqa: S704  # a page's own drawing; the policy in the page's head stops scripts

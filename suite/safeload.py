@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read tensors from a weights file that somebody else wrote, without running anything from it.
 
-A pickle is a program. Here it may only build containers, numbers, strings and tensors. A few classes that official
-checkpoints carry beside their tensors (parsed arguments, logged values, configs) are replaced by an inert object that
-keeps nothing and imports nothing; any other name that the file asks for makes the file refused.
+A pickle is a program. Here it may only build containers, numbers, strings and tensors. A few classes that
+official checkpoints carry beside their tensors (parsed arguments, logged values, configs) are replaced by an
+inert object that keeps nothing and imports nothing; any other name that the file asks for makes it refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,56 +26,38 @@ from suite.errors import UsageError
 
 TORCH_LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 # Subtrees that hold tensors which are never weights.
-NOT_WEIGHTS = re.compile(r"(optim\w*|\w*scheduler\w*|scaler|amp|loops|callbacks|message_hub|meta|rng\w*|\w*hyper_parameters)$")
-
-INERT_NAMES = frozenset(
-    {
-        "argparse.Namespace",
-        "types.SimpleNamespace",
-        "datetime.datetime",
-        "datetime.timedelta",
-        "uuid.UUID",
-        "typing.Any",
-        "builtins.int",
-        "builtins.float",
-        "builtins.str",
-        "builtins.bool",
-        "builtins.bytes",
-        "builtins.list",
-        "builtins.dict",
-        "builtins.tuple",
-        "builtins.object",
-        "builtins.slice",
-        "pathlib.Path",
-        "pathlib.PosixPath",
-        "pathlib.PurePosixPath",
-        "pathlib.WindowsPath",
-        "pathlib._local.PosixPath",
-        "easydict.EasyDict",
-        "yacs.config.CfgNode",
-        "fvcore.common.config.CfgNode",
-        "addict.addict.Dict",
-        "mmengine.logging.history_buffer.HistoryBuffer",
-        "mmengine.config.config.ConfigDict",
-        "omegaconf.dictconfig.DictConfig",
-        "omegaconf.listconfig.ListConfig",
-        "omegaconf.base.Metadata",
-        "omegaconf.base.ContainerMetadata",
-        "omegaconf.base.SCMode",
-        "omegaconf.nodes.AnyNode",
-        "omegaconf.nodes.BooleanNode",
-        "omegaconf.nodes.FloatNode",
-        "omegaconf.nodes.IntegerNode",
-        "omegaconf.nodes.StringNode",
-        "pytorch_lightning.utilities.parsing.AttributeDict",
-        "lightning_fabric.utilities.data.AttributeDict",
-        "lightning.fabric.utilities.data.AttributeDict",
-        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-        "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
-        "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
-        "lightning.pytorch.callbacks.early_stopping.EarlyStopping",
-    }
+NOT_WEIGHTS = re.compile(
+    r"(optim\w*|\w*scheduler\w*|scaler|amp|loops|callbacks|message_hub|meta|rng\w*|\w*hyper_parameters)$"
 )
+
+# Classes beside the tensors of official checkpoints, by module; each becomes an object that keeps nothing.
+INERT: Mapping[str, tuple[str, ...]] = {
+    "argparse": ("Namespace",),
+    "types": ("SimpleNamespace",),
+    "datetime": ("datetime", "timedelta"),
+    "uuid": ("UUID",),
+    "typing": ("Any",),
+    "builtins": ("int", "float", "str", "bool", "bytes", "list", "dict", "tuple", "object", "slice"),
+    "pathlib": ("Path", "PosixPath", "PurePosixPath", "WindowsPath"),
+    "pathlib._local": ("PosixPath",),
+    "easydict": ("EasyDict",),
+    "yacs.config": ("CfgNode",),
+    "fvcore.common.config": ("CfgNode",),
+    "addict.addict": ("Dict",),
+    "mmengine.logging.history_buffer": ("HistoryBuffer",),
+    "mmengine.config.config": ("ConfigDict",),
+    "omegaconf.dictconfig": ("DictConfig",),
+    "omegaconf.listconfig": ("ListConfig",),
+    "omegaconf.base": ("Metadata", "ContainerMetadata", "SCMode"),
+    "omegaconf.nodes": ("AnyNode", "BooleanNode", "FloatNode", "IntegerNode", "StringNode"),
+    "pytorch_lightning.utilities.parsing": ("AttributeDict",),
+    "lightning_fabric.utilities.data": ("AttributeDict",),
+    "lightning.fabric.utilities.data": ("AttributeDict",),
+    "pytorch_lightning.callbacks.model_checkpoint": ("ModelCheckpoint",),
+    "pytorch_lightning.callbacks.early_stopping": ("EarlyStopping",),
+    "lightning.pytorch.callbacks.model_checkpoint": ("ModelCheckpoint",),
+    "lightning.pytorch.callbacks.early_stopping": ("EarlyStopping",),
+}
 
 
 @dataclass(frozen=True)
@@ -100,14 +82,15 @@ class Origin:
 def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
     """All named tensors of a weights file, on the CPU.
 
-    Nested containers (`state_dict`, `model`, `teacher`, `classy_state_dict.base_model.model.trunk` …) are unfolded. One
+    Nested containers (`state_dict`, `teacher`, `classy_state_dict.base_model.model.trunk` …) are unfolded. One
     container gives its own names; several give names that start with their container's dotted path.
 
     Args:
-        path: safetensors; a torch file (.pt, .pth, .pth.tar, .ckpt, .torch), zip or older; a pickle of numpy arrays (.pkl).
+        path: safetensors; a torch file (.pt, .pth, .pth.tar, .ckpt, .torch), zip or older; a pickle of numpy
+            arrays (.pkl).
 
     Raises:
-        UsageError: missing, empty, truncated, no weights inside, or a pickle that asks for more than data (names it).
+        UsageError: missing, empty, truncated, no weights inside, or a pickle that asks for more than data.
     """
     path = Path(path)
     kind = _format(path)
@@ -123,13 +106,17 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
     main = [item for item in found if len(item[1]) > 1] or found[:1]
     if len(main) == 1:
         return main[0][1], origin
-    return {f"{name}.{key}" if name else key: t for name, tensors in main for key, t in tensors.items()}, origin
+    return {
+        f"{name}.{key}" if name else key: t for name, tensors in main for key, t in tensors.items()
+    }, origin
 
 
 def _format(path: Path) -> str:
     """Tell the format by the first bytes; names of weights files say little."""
     if not path.is_file():
-        raise UsageError(f"weights file {str(path)!r} does not exist" + (" (it is a folder)" if path.is_dir() else ""))
+        raise UsageError(
+            f"weights file {str(path)!r} does not exist" + (" (it is a folder)" if path.is_dir() else "")
+        )
     try:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -143,7 +130,9 @@ def _format(path: Path) -> str:
         return "safetensors"
     if head[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
         return "numpy pickle"
-    raise UsageError(f"{str(path)!r} is no weights file: neither safetensors nor a torch file nor a pickle of arrays")
+    raise UsageError(
+        f"{str(path)!r} is no weights file: neither safetensors nor a torch file nor a pickle of arrays"
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -157,7 +146,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_torch(path: Path) -> Any:
     stand_ins = _stand_ins()
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([(v, k) for k, v in stand_ins.items()]):
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals([(v, k) for k, v in stand_ins.items()]),
+        ):
             warnings.simplefilter("ignore")  # on old storages and protocols, which are read all the same
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -181,14 +173,14 @@ def _read_pickle(path: Path) -> Any:
 
 def _refused(path: Path, name: str) -> UsageError:
     return UsageError(
-        f"{str(path)!r} is refused: its pickle asks for {name!r}, which is more than data; nothing of it was run. "
+        f"{str(path)!r} is refused: its pickle asks for {name!r}, which is more than data; nothing was run. "
         "Where you trust it, save its state dict alone with safetensors or torch.save"
     )
 
 
 def _corrupt(path: Path, error: Exception) -> UsageError:
-    lines = str(error).strip().splitlines()
-    return UsageError(f"{str(path)!r} is truncated or corrupt ({lines[0].strip()[:160] if lines else type(error).__name__})")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return UsageError(f"{str(path)!r} is truncated or corrupt ({lines[0].strip()[:160]})")
 
 
 class _Array:
@@ -206,7 +198,7 @@ class _DataUnpickler(pickle.Unpickler):
 
     def __init__(self, file: Any, encoding: str) -> None:
         super().__init__(file, encoding=encoding)
-        self.stand_ins = _stand_ins() | {"collections.OrderedDict": OrderedDict, "collections.Counter": Counter}
+        self.stand_ins = _stand_ins() | {"collections.OrderedDict": OrderedDict}
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module.replace('__builtin__', 'builtins')}.{name}"
@@ -221,7 +213,7 @@ class _DataUnpickler(pickle.Unpickler):
 def _stand_ins() -> dict[str, Any]:
     """What a pickle gets in place of the classes and functions it names.
 
-    Made anew for each file: a pickle may set attributes on what it is given, and must not reach the next file so.
+    Made anew for each file: a pickle may set attributes on what it is given; the next file must not see them.
     """
 
     class Inert:
@@ -264,10 +256,10 @@ def _stand_ins() -> dict[str, Any]:
     def latin1(text: Any, encoding: Any = "latin1") -> bytes:
         return str(text).encode("latin1")
 
-    def no_default(*args: Any) -> OrderedDict[Any, Any]:
+    def emptied(*args: Any) -> OrderedDict[Any, Any]:
         return OrderedDict()
 
-    table: dict[str, Any] = dict.fromkeys(INERT_NAMES, Inert)
+    table: dict[str, Any] = {f"{module}.{name}": Inert for module, names in INERT.items() for name in names}
     for core in ("numpy.core", "numpy._core"):
         table[f"{core}.multiarray._reconstruct"] = Array
         table[f"{core}.multiarray.scalar"] = Inert
@@ -276,7 +268,8 @@ def _stand_ins() -> dict[str, Any]:
         "numpy.ndarray": Array,
         "numpy.dtype": Dtype,
         "_codecs.encode": latin1,
-        "collections.defaultdict": no_default,
+        "collections.defaultdict": emptied,
+        "collections.Counter": emptied,
     }
 
 
@@ -298,7 +291,8 @@ def _containers(tree: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
 
 def _tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
-        return value.detach()
+        dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        return value.detach() if dense else None
     if isinstance(value, _Array) and isinstance(value.value, np.ndarray):
         return torch.from_numpy(value.value)
     return None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from anywhere: load all of a backbone or nothing, say what was found, and hand it on in other projects' forms.
+"""Weights from anywhere: load all of a backbone or nothing, say what was found, hand it on in other forms.
 
-`safeload` reads the file, `keymaps` knows the places and the names, `archs` guesses the network, `coverage` compares.
+`safeload` reads the file, `keymaps` has places and names, `archs` guesses the network, `coverage` compares.
 """
 
 from __future__ import annotations
@@ -41,18 +41,21 @@ def load_backbone(
         arch: timm name; default: what the shapes say.
         options: for timm; default: what the shapes say.
         stem: `imagenet` or `cifar`; default: what the shapes say.
-        prefix: what stands before the backbone's names; default: the first that fits, in the order of `keymaps.SOURCES`.
+        prefix: what stands before the backbone's names; default: the first that fits in `keymaps.SOURCES`.
 
     Raises:
-        UsageError: unreadable or refused file, unknown architecture, or backbone tensors that are missing or do not fit.
+        UsageError: unreadable or refused file, unknown architecture, or backbone tensors that are missing or
+            do not fit.
     """
     state, origin = read_state(path)
     if origin.metadata.get("format") == FORMAT:
-        return _load_own(origin, state, arch)
+        return _load_own(origin, state, arch, stem)
     wanted = Wanted(arch, options, stem)
     found = list(search(state, wanted))
     if arch is None and not any(f.guess for f in found):
-        raise UsageError(f"cannot infer the architecture of {str(path)!r}; pass --arch NAME (a timm model name)")
+        raise UsageError(
+            f"cannot infer the architecture of {str(path)!r}; pass --arch NAME (a timm model name)"
+        )
     fits = [(f, c) for f in found if (c := compare(f, str(path), state, wanted))]
     chosen = fits if prefix is None else under(fits, prefix)
     whole = sorted((fit for fit in chosen if fit[1].complete), key=lambda fit: fit[0].rank)
@@ -63,17 +66,27 @@ def load_backbone(
     backbone = wanted.network(best.guess)
     assert backbone is not None  # it was compared with
     target = backbone.net.state_dict()
-    backbone.net.load_state_dict({k: best.state.get(k, torch.zeros_like(t)).to(t.dtype) for k, t in target.items()})
+    backbone.net.load_state_dict(
+        {k: best.state.get(k, torch.zeros_like(t)).to(t.dtype) for k, t in target.items()}
+    )
     return backbone, replace(coverage, notes=notes(best, backbone, [f.prefix for f, _ in whole[1:]]))
 
 
-def _load_own(origin: Origin, state: Mapping[str, Tensor], arch: str | None) -> tuple[Backbone, Coverage]:
-    backbone = Backbone.load(origin.path)
+def _load_own(
+    origin: Origin, state: Mapping[str, Tensor], arch: str | None = None, stem: str | None = None
+) -> tuple[Backbone, Coverage]:
+    path = str(origin.path)
+    try:
+        backbone = Backbone.load(origin.path)
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"{path!r} has broken metadata ({type(error).__name__}: {error})") from None
     if arch is not None and arch != backbone.arch:
-        raise UsageError(f"{str(origin.path)!r} holds a {backbone.arch}, not a {arch}; leave --arch out")
+        raise UsageError(f"{path!r} holds a {backbone.arch}, not a {arch}; leave --arch out")
+    if stem is not None and stem != backbone.stem:
+        raise UsageError(f"{path!r} has a {backbone.stem} stem, not {stem}; leave --stem out")
     total = sum(not name.endswith("num_batches_tracked") for name in state)
     coverage = Coverage(
-        str(origin.path), "ssl-suite", backbone.arch, "", total, total, options=backbone.options, stem=backbone.stem
+        path, "ssl-suite", backbone.arch, "", total, total, options=backbone.options, stem=backbone.stem
     )
     return backbone, coverage
 
@@ -86,8 +99,8 @@ class Inspection:
         source: the file.
         format: `safetensors`, `torch` or `numpy pickle`.
         containers: dotted path and number of tensors of each dict of tensors.
-        backbones: prefix, kind and number of tensors of each place that looks like a backbone, preferred first.
-        coverage: of the place that would be loaded, or of the closest; None when the architecture is not clear.
+        backbones: prefix, kind and number of tensors of what looks like a backbone, preferred first.
+        coverage: of the place that would be loaded, or of the closest; None when no architecture is clear.
         metadata: of a safetensors file.
         sha256: of the tensors, for our own files.
     """
@@ -127,13 +140,17 @@ def inspect(path: Path, arch: str | None = None) -> Inspection:
     if origin.metadata.get("format") == FORMAT:
         backbone, coverage = _load_own(origin, state, arch)
         own = (("", "ssl-suite", coverage.total),)
-        return Inspection(str(path), origin.format, origin.containers, own, coverage, origin.metadata, backbone.sha256())
+        sha = backbone.sha256()
+        return Inspection(str(path), origin.format, origin.containers, own, coverage, origin.metadata, sha)
     wanted = Wanted(arch)
     found = sorted(search(state, wanted), key=lambda f: f.rank)
     fits = [c for f in found if (c := compare(f, str(path), state, wanted))]
     best = next((c for c in fits if c.complete), None) or max(fits, key=lambda c: c.matched, default=None)
-    places = {f.prefix: (f.prefix, f.kind, len(f.state)) for f in reversed(found)}  # the preferred naming of a prefix stays
-    return Inspection(str(path), origin.format, origin.containers, tuple(reversed(places.values())), best, origin.metadata)
+    places: dict[str, tuple[str, str, int]] = {}
+    for f in found:
+        places.setdefault(f.prefix, (f.prefix, f.kind, len(f.state)))
+    backbones = tuple(places.values())
+    return Inspection(str(path), origin.format, origin.containers, backbones, best, origin.metadata)
 
 
 def extract(path: Path, out: Path, meta: Mapping[str, str] | None = None, **how: Any) -> Coverage:
@@ -156,8 +173,8 @@ def extract(path: Path, out: Path, meta: Mapping[str, str] | None = None, **how:
 def publish(path: Path, folder: Path, meta: Mapping[str, str] | None = None, **how: Any) -> Path:
     """Write the backbone as `<arch>-<hash>.safetensors`, the form in which weights are handed out.
 
-    The hash is the first eight digits of the sha256 over the tensors, the one that records and pages show; the whole one
-    is in the metadata.
+    The hash is the first eight digits of the sha256 over the tensors, the one that records and pages show. It
+    is whole in the metadata.
 
     Args:
         path: any checkpoint.
@@ -179,9 +196,10 @@ def publish(path: Path, folder: Path, meta: Mapping[str, str] | None = None, **h
 def convert(path: Path, to: str, out: Path, **how: Any) -> Coverage:
     """Write the backbone of any checkpoint in another project's form.
 
-    `torchvision`: a state dict (.pth) without `fc`. `timm`: a state dict, safetensors if `out` ends so, else .pth.
-    `detectron2`: a pickle of numpy arrays (ResNet), as `MODEL.WEIGHTS` takes it; train with RGB input, `STRIDE_IN_1X1` off.
-    `mmpretrain`: `{"meta", "state_dict"}` with `backbone.` before the names, as `load_from` and `init_cfg` take it.
+    `torchvision`: a state dict (.pth) without `fc`. `timm`: a state dict, safetensors if `out` ends so.
+    `detectron2`: a pickle of numpy arrays (ResNet), as `MODEL.WEIGHTS` takes it; to train with RGB input and
+    `STRIDE_IN_1X1` off.
+    `mmpretrain`: `{"meta", "state_dict"}` with `backbone.` before the names, as `load_from` takes it.
 
     Args:
         path: any checkpoint.
@@ -200,6 +218,11 @@ def convert(path: Path, to: str, out: Path, **how: Any) -> Coverage:
         naming.from_timm(name): (naming.inverse(name, tensor) if naming.inverse else tensor).contiguous()
         for name, tensor in backbone.net.state_dict().items()
     }
+    untranslated = [name for name in state if to == "torchvision" and name.startswith("blocks.")]
+    if untranslated:
+        raise UsageError(
+            f"{backbone.arch!r} with these options has no form in {to}: no name for {untranslated[0]!r}"
+        )
     write_bytes(Path(out), _packed(state, to, Path(out)))
     return coverage
 
@@ -207,8 +230,8 @@ def convert(path: Path, to: str, out: Path, **how: Any) -> Coverage:
 def _target_naming(backbone: Backbone, to: str) -> Naming:
     """The names that `to` has for this network."""
     arch, names = backbone.arch, backbone.net.state_dict()
-    plain_resnet = "layer1.0.conv1.weight" in names and "conv1.weight" in names and "layer1.0.se.fc1.weight" not in names
-    deep_resnet = "layer1.0.conv1.weight" in names and "conv1.0.weight" in names
+    resnet = "layer1.0.conv1.weight" in names and not any(".se." in name for name in names)
+    plain_resnet, deep_resnet = resnet and "conv1.weight" in names, resnet and "conv1.0.weight" in names
     family = next((f for f in ("vit", "swin", "convnext") if arch.startswith(f + "_")), "")
     known = {
         ("torchvision", "vit"): "ViT (torchvision)",

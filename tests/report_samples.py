@@ -78,9 +78,9 @@ def record(name, seed=0, level=50.0, preset="digits", results=None, **more):
         ]  # fmt: skip
     trained = name != "random"
     made = RunRecord(
-        id=f"{name}-{preset}-{seed}", recipe=name, recipe_version=1, preset=preset, config=to_dict(replace(config, seed=seed)),
-        digest=digest(config), seed=seed, weights=Weights(sha, config.arch, 11_180_000), env=ENV,
-        data={f"{config.dataset}/train": "c" * 64}, seconds=95.0 * trained, images_per_second=812.0 * trained,
+        id=f"{name}-{preset}-{seed}", recipe=name, recipe_version=1, preset=preset,
+        config=to_dict(replace(config, seed=seed)), digest=digest(config), seed=seed, weights=Weights(sha, config.arch, 11_180_000),
+        env=ENV, data={f"{config.dataset}/train": "c" * 64}, seconds=95.0 * trained, images_per_second=812.0 * trained,
         peak_memory_mb=640.0, steps=330 * trained, results={one.key: one for one in results},
     )  # fmt: skip
     return replace(made, **more)

@@ -194,7 +194,7 @@ def test_line_search_recovers_from_a_bad_start():
 
 @pytest.mark.parametrize("few", [False, True])
 def test_ignored_samples_have_no_influence(few):
-    """Weight 0 and target 0 equal leaving the sample out, however wild it is; `few` takes the stacked solver."""
+    """Weight 0 and target 0 equal leaving the sample out, however wild; `few` takes the stacked solver."""
     x, y = problem(200, 40, (0.3, 0.4), seed=7)
     kept = torch.zeros(2, 200, dtype=torch.bool)
     for row in range(2):
@@ -309,7 +309,7 @@ def test_gpu_equals_cpu():
 
 @pytest.mark.slow
 def test_thousands_of_samples_reach_the_certificate():
-    """Large enough for float32 conjugate gradients, Cholesky at high cost and the random subspace to matter."""
+    """Large enough for float32 conjugate gradients, Cholesky at high cost and the random subspace matter."""
     x, y = problem(1500, 1600, (0.03, 0.2, 0.4))
     for found in fit(x, y, (2.0**-19, 2.0**-8, 2.0**-4, 1.0, 10.0, 100.0), weigh(y)):
         assert found.certificate.max() <= 1e-8

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 from suite.data import cards, cifar, digits, scenes
@@ -12,8 +13,8 @@ from suite.data.card import Card
 from suite.data.catalogue import Dataset, Read, from_files
 from suite.data.cityscapes import read_cityscapes
 from suite.data.coco import read_coco, read_inat
-from suite.data.files import Listing, Options, from_listing
-from suite.data.folders import class_folders, image_folder, images_below, labelled_folder, split_folders, unwrapped
+from suite.data.files import Listing, Options, from_listing, is_image
+from suite.data.folders import class_folders, image_folder, labelled_folder, split_folders, unwrapped
 from suite.data.imageset import ImageSet
 from suite.data.lists import image_list, list_files
 from suite.data.voc import CLASSES, find_devkit, read_voc
@@ -107,6 +108,8 @@ def _inat(root: Path, split: str) -> Listing:
 
 
 def _looks_like_folders(root: Path) -> bool:
+    """Pictures lie right in the folder, in a split or in a class folder; not in a folder of whole data sets."""
     root = unwrapped(root)
-    folders = list(split_folders(root).values()) or [root]
-    return any(images_below(folder) for folder in folders)
+    tops = list(split_folders(root).values()) or [root]
+    folders = [*tops, *(top / name for top in tops for name in class_folders(top))]
+    return any(is_image(entry.name) for folder in folders for entry in os.scandir(folder))

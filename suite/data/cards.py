@@ -134,7 +134,7 @@ COCO = Card(
     layout="annotations/instances_{train,val}2017.json, train2017/ and val2017/ (or in images/)",
     licence="annotations CC BY 4.0; each photograph under its Flickr licence",
     obtain="download train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org",
-    tasks=("detection", "multilabel", "segmentation"),
+    tasks=("detection", "multilabel"),
     test="val",
 )
 CITYSCAPES = Card(

@@ -170,7 +170,11 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for one of the names that NumPy arrays pickle to."""
-        allowed: dict[tuple[str, str], type] = {("_codecs", "encode"): _Bytes, ("numpy", "dtype"): _Type, ("numpy", "ndarray"): _Array}
+        allowed: dict[tuple[str, str], type] = {
+            ("_codecs", "encode"): _Bytes,
+            ("numpy", "dtype"): _Type,
+            ("numpy", "ndarray"): _Array,
+        }
         for core in ("numpy.core", "numpy._core"):
             allowed[f"{core}.multiarray", "_reconstruct"] = _Array
             allowed[f"{core}.numeric", "_frombuffer"] = _Buffer
@@ -191,4 +195,3 @@ def _unpickle(path: Path) -> dict[bytes, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{path}: not a CIFAR batch: holds {type(content).__name__}, not a dictionary")
     return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
-

@@ -103,9 +103,7 @@ def generate(split: str, params: DigitsParams) -> tuple[np.ndarray, np.ndarray, 
     return images[order], labels[groups][order], groups[order]
 
 
-def _pictures(
-    glyphs: np.ndarray, labels: np.ndarray, pool: np.ndarray, params: DigitsParams, draws: RawRandom
-) -> np.ndarray:
+def _pictures(glyphs: np.ndarray, labels: np.ndarray, pool: np.ndarray, params: DigitsParams, draws: RawRandom) -> np.ndarray:
     """One picture of each source digit in `pool`, N×size×size×3 uint8."""
     n, size = len(pool), params.size
     sign = draws.sign(n)

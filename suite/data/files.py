@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,12 +150,11 @@ def decode_reason(path: Path) -> str | None:
     return None
 
 
-def parallel(function: Callable[[T], R], items: Iterable[T], chunk: int = 64) -> Iterator[R]:
+def parallel(function: Callable[[T], R], items: Sequence[T], chunk: int = 64) -> Iterator[R]:
     """`map` on threads, in order; for work that waits for disks or runs outside the interpreter lock."""
-    todo = list(items) if not isinstance(items, PathList) else items
-    parts = [(i, min(i + chunk, len(todo))) for i in range(0, len(todo), chunk)]
+    starts = range(0, len(items), chunk)
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        for results in pool.map(lambda part: [function(item) for item in todo[part[0] : part[1]]], parts):
+        for results in pool.map(lambda start: [function(item) for item in items[start : start + chunk]], starts):
             yield from results
 
 

@@ -139,7 +139,7 @@ def _held_out(root: Path, folder: Path, split: str, hold_out: bool) -> Listing:
         raise UsageError(f"no split {split!r} in {str(root)!r}: its pictures carry no labels (valid: train)")
     mask = held_out(listing.labels)
     chosen = np.flatnonzero(mask if split != "train" else ~mask)
-    names = [listing.names[i] for i in chosen]
+    names = [listing.names[int(i)] for i in chosen]
     return Listing(root, names, listing.classes, listing.labels[chosen], loose=listing.loose)
 
 

@@ -20,7 +20,7 @@ from suite.data.imageset import ImageSet
 from suite.draws import Draws
 from suite.errors import UsageError
 from suite.method import Batch
-from suite.views import View, crop_pil
+from suite.views import View
 
 
 class Loader:
@@ -100,10 +100,9 @@ class Loader:
         """In-memory path: index, then augment the whole batch on the device."""
         assert self.pixels is not None
         raw = self.pixels[index.to(self.pixels.device)].to(self.device, non_blocking=True)  # N×3×H×W uint8
-        index = index.to(self.device)
         draws = Draws(self.seed, epoch, index)
         views = [self._format(view(raw, draws.fold(v))) for v, view in enumerate(self.views)]
-        return Batch(views, self._label(index), index)
+        return Batch(views, self._label(index), index.to(self.device, non_blocking=True))
 
     def _decoded(self, chunks: list[Tensor], epoch: int) -> Iterator[Batch]:
         """On-disk path: workers decode and crop, the device does the rest."""
@@ -117,16 +116,15 @@ class Loader:
             generator=torch.Generator().manual_seed(0),
         )
         for crops, index in loader:
-            index = index.to(self.device, non_blocking=True)
             draws = Draws(self.seed, epoch, index)
             views = [
                 self._format(view.rest(crop.to(self.device, non_blocking=True), draws.fold(v)))
                 for v, (view, crop) in enumerate(zip(self.views, crops, strict=True))
             ]
-            yield Batch(views, self._label(index), index)
+            yield Batch(views, self._label(index), index.to(self.device, non_blocking=True))
 
     def _label(self, index: Tensor) -> Tensor | None:
-        return None if self.labels is None else self.labels[index.cpu()].to(self.device)
+        return None if self.labels is None else self.labels[index].to(self.device, non_blocking=True)
 
     def _format(self, view: Tensor) -> Tensor:
         return view.contiguous(memory_format=torch.channels_last) if self.channels_last else view
@@ -150,12 +148,9 @@ class _Crops(Dataset):
         return len(self.images)
 
     def __getitem__(self, i: int) -> tuple[list[np.ndarray], int]:
-        picture = self.images[i]  # H×W×3
-        image = Image.fromarray(picture)
+        image = Image.fromarray(self.images[i])
         draws = Draws(self.seed, self.epoch, torch.tensor([i]))
-        size = torch.tensor([picture.shape[:2]])
-        return [crop_pil(image, view.box(draws.fold(v), size)[0], view.size, view.interpolation)
-                for v, view in enumerate(self.views)], i  # fmt: skip
+        return [view.crop(image, draws.fold(v)) for v, view in enumerate(self.views)], i
 
 
 def _stack(items: list[tuple[list[np.ndarray], int]]) -> tuple[list[Tensor], Tensor]:

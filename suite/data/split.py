@@ -31,9 +31,7 @@ def held_out(images: ImageSet, fraction: float, seed: int) -> tuple[np.ndarray, 
     assert images.labels is not None
     lost = np.setdiff1d(images.labels, images.labels[rest])
     if len(lost):
-        raise UsageError(
-            f"{images.name}/{images.split}: class {images.classes[lost[0]]!r} is too small to hold out part of it"
-        )
+        raise UsageError(f"{images.name}/{images.split}: class {images.classes[lost[0]]!r} is too small to hold out part of it")
     return rest, chosen
 
 

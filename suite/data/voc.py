@@ -140,6 +140,8 @@ def _from_xml(files: list[Path], classes: tuple[str, ...]) -> np.ndarray:
 def _class_names(home: Path, years: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """The VOC names, or those found in the annotations when they are others."""
     found: set[str] = set()
+    if all((home / f"VOCdevkit/VOC{year}/ImageSets/Main/{CLASSES[0]}_{part}.txt").is_file() for year, part in years):
+        return CLASSES
     for year, _ in years:
         files = sorted((home / "VOCdevkit" / f"VOC{year}" / "Annotations").glob("*.xml"))
         found |= {name for annotation in parallel(read_annotation, files) for name, _, _ in annotation.objects}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choosing the cost of linear SVMs: stratified folds as masks, average precision by rows, two solvers.
 
-A batch holds P problems and their training parts per fold as (1+folds)·P rows over the same N samples, so that
-the scores of held-out samples come with the fit.
+A batch holds P problems and their training parts per fold as (1+folds)·P rows over the same N samples, so
+that the scores of held-out samples come with the fit.
 """
 
 from __future__ import annotations

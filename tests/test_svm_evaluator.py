@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SVM protocol on a bench made of arrays: what is reported, what is chosen where, no leaks."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from evaluators import svm as evaluator
+from evaluators.svm import EVALUATOR, SVMConfig, draw, fits, layers_for
+from suite import config
+from suite.data.imageset import ImageSet
+from suite.errors import UsageError
+from suite.metrics import mean_average_precision
+
+CLASSES = 4
+SMALL = SVMConfig(costs=(0.01, 1.0, 100.0), shots=(1, 2, 4, 96), draws=3)
+BACKBONE = SimpleNamespace(stage_dims=(8, 16), strides=(4, 8), is_vit=False)
+
+
+class FakeBench:
+    """Two layers of noisy features of a shared hidden state; the second is the better one."""
+
+    device, size = torch.device("cpu"), 32
+
+    def __init__(self, seed=0, test_labels=None, samples=120, noise=(3.0, 1.0)):
+        rng = np.random.default_rng(seed)
+        self.sets, self.matrices = {}, {"train": {}, "test": {}}
+        mixing = rng.standard_normal((CLASSES, 40))
+        for split in ("train", "test"):
+            labels = np.where(rng.random((samples, CLASSES)) < 0.25, 1, -1).astype(np.int8)
+            hidden = (labels > 0) @ mixing
+            for layer, scale in zip(layers_for(BACKBONE, self.size), noise, strict=True):
+                noisy = hidden + scale * rng.standard_normal(hidden.shape)
+                self.matrices[split][layer] = noisy.astype(np.float32)
+            labels[rng.random(labels.shape) < 0.05] = 0
+            self.sets[split] = labels
+        if test_labels is not None:
+            self.sets["test"] = test_labels(self.sets["test"])
+        self.chosen, self.stored, self.done = {}, {}, 0
+
+    def data(self, cfg, split):
+        labels = self.sets[split]
+        array = np.zeros((len(labels), 1, 1, 3), np.uint8)
+        return ImageSet("fake", split, tuple("abcd"), labels, array, "0" * 16, array=array)
+
+    def features(self, backbone, images, layers, warp=False):
+        assert warp  # the protocol resizes to a square
+        return {layer: self.matrices[images.split][layer] for layer in layers}
+
+    def select(self, **chosen):
+        self.chosen |= chosen
+
+    def predictions(self, kind, **arrays):
+        self.stored[kind] = arrays
+
+    @contextlib.contextmanager
+    def progress(self, total, what):
+        def advance(count):
+            self.done += count
+
+        yield advance
+        assert self.done == total
+
+
+def run(cfg=SMALL, **options):
+    bench = FakeBench(**options)
+    return EVALUATOR.run(BACKBONE, cfg, bench), bench
+
+
+def shuffled(labels):
+    return np.random.default_rng(9).permuted(labels, axis=0)
+
+
+def test_metrics_predictions_and_choices():
+    metrics, bench = run()
+    expected = {"map", "map.stage1", "map.stage2"}
+    expected |= {f"{name}.k{k}" for name in ("lowshot", "lowshot_std") for k in (1, 2, 4)}  # 96 does not fit
+    assert set(metrics) == expected
+    assert {name.partition(".")[0] for name in metrics} <= {metric.name for metric in EVALUATOR.metrics}
+    arrays = bench.stored["map"]
+    assert arrays["scores"].dtype == np.float32 and arrays["scores"].shape == arrays["targets"].shape
+    assert metrics["map"] == mean_average_precision(arrays["targets"], arrays["scores"])[0]
+    assert metrics["map"] == metrics["map.stage2"] > metrics["map.stage1"] > 30
+    assert metrics["lowshot.k1"] < metrics["lowshot.k4"] < metrics["map"]
+    assert bench.chosen["layer"] == "stage2@2" and bench.chosen["certificate"] <= 1e-8
+    assert len(bench.chosen["costs"]) == CLASSES and set(bench.chosen["costs"]) <= set(SMALL.costs)
+    assert set(bench.chosen["lowshot_costs"]) == {"k1", "k2", "k4"}
+    assert bench.chosen["lowshot_costs"]["k1"] == [1.0] * 3
+
+
+def test_default_chooses_nothing_on_test_data():
+    metrics, honest = run()
+    for labels in (shuffled, lambda labels: -labels):
+        other_metrics, other = run(test_labels=labels)
+        assert other_metrics["map"] != metrics["map"] and other.chosen == honest.chosen
+        np.testing.assert_array_equal(other.stored["map"]["scores"], honest.stored["map"]["scores"])
+
+
+def test_published_presets_choose_on_test_data_and_say_so():
+    published = replace(EVALUATOR.presets["mmselfsup"], costs=SMALL.costs, shots=(1, 4), draws=3)
+    _, bench = run(published)
+    _, other = run(published, test_labels=lambda labels: -labels)
+    assert other.chosen["lowshot_costs"] != bench.chosen["lowshot_costs"]
+    assert bench.chosen["costs"] and set(EVALUATOR.selects_on_test) == {"mmselfsup", "vissl"}
+    assert all(len(set(costs)) == 1 for costs in bench.chosen["lowshot_costs"].values())
+    for name, preset in EVALUATOR.presets.items():
+        assert (preset.selection == "test") == (name in EVALUATOR.selects_on_test)
+
+
+def test_low_shot_cost_of_the_published_preset_is_the_best_mean_on_test():
+    cfg = replace(SMALL, selection="test", shots=(4,))
+    metrics, bench = run(cfg)
+    single = {c: run(replace(cfg, costs=(c,)))[0]["lowshot.k4"] for c in cfg.costs}
+    best = max(single, key=single.get)
+    assert bench.chosen["lowshot_costs"]["k4"] == [best] * 3
+    assert metrics["lowshot.k4"] == pytest.approx(single[best], abs=0.05)
+
+
+def test_published_layer_is_the_best_on_test():
+    cfg = replace(SMALL, selection="test", shots=())
+    metrics, bench = run(cfg, test_labels=shuffled)
+    best = "stage1" if metrics["map.stage1"] >= metrics["map.stage2"] else "stage2"
+    assert bench.chosen["layer"].startswith(best)
+    assert metrics["map"] == max(metrics["map.stage1"], metrics["map.stage2"])
+
+
+def test_difficult_images_are_ignored_or_trained_as_negatives():
+    """A difficult image's features may be anything when ignored, and matter when they count as negatives."""
+    for difficult, matters in (("ignore", False), ("negative", True)):
+        scores = []
+        for wild in (False, True):
+            bench = FakeBench()
+            column = bench.sets["train"]
+            column[:, 1:] = column[
+                :, :1
+            ]  # one label pattern, so that a difficult image is so for all classes
+            for matrix in bench.matrices["train"].values():
+                matrix[column[:, 0] == 0] *= -1 if wild else 1
+            EVALUATOR.run(BACKBONE, replace(SMALL, difficult=difficult, shots=()), bench)
+            scores.append(bench.stored["map"]["scores"])
+        assert np.allclose(*scores, atol=1e-5) != matters
+
+
+def test_difficult_images_are_ignored_at_test():
+    figures = []
+    for column in (0, 1):  # images difficult for all classes, and images present for all classes
+        for wild in (False, True):
+            bench = FakeBench()
+            labels = bench.sets["test"]
+            labels[:, 1:] = labels[:, :1]
+            assert (labels == column).any()
+            for matrix in bench.matrices["test"].values():
+                matrix[labels[:, 0] == column] *= -1 if wild else 1
+            figures.append(EVALUATOR.run(BACKBONE, replace(SMALL, shots=(2,)), bench))
+    assert figures[0] == figures[1] and figures[2] != figures[3]
+
+
+def test_runs_repeat_and_seeds_differ():
+    first, second = run()[0], run()[0]
+    assert first == second
+    other = run(replace(SMALL, seed=1))[0]
+    assert other["map"] == first["map"] and other["lowshot.k1"] != first["lowshot.k1"]
+
+
+def test_draws_have_the_published_size_and_respect_labels():
+    labels = FakeBench().sets["train"]
+    targets = draw(labels, 4, SMALL).numpy()
+    assert targets.shape == (3, CLASSES, len(labels))
+    assert ((targets == 1).sum(2) == 4).all() and ((targets == -1).sum(2) == 4 * (CLASSES - 1)).all()
+    assert (labels.T[None].repeat(3, 0)[targets != 0] == targets[targets != 0]).all()
+    assert len({row.tobytes() for row in targets.reshape(-1, len(labels))}) == 3 * CLASSES
+    assert fits(labels, 4) and not fits(labels, 96)
+
+
+def test_low_shot_costs_depend_on_the_draw_alone():
+    """Features of images outside a draw may be anything: the choice and the machines stay."""
+    cfg = replace(SMALL, shots=(4,), draws=1)
+    bench, wild = FakeBench(), FakeBench()
+    used = (draw(bench.sets["train"], 4, cfg).numpy() != 0).any((0, 1))
+    assert not used.all()
+    outputs = []
+    for one in (bench, wild):
+        if one is wild:
+            one.matrices["train"]["stage2@2"][~used] *= -5
+        fitter = evaluator.make_fitter(
+            one.matrices["train"]["stage2@2"], one.matrices["test"]["stage2@2"], one.device
+        )
+        outputs.append(evaluator.low_shot(fitter, one.sets["train"], one.sets["test"], 4, cfg))
+    assert outputs[0][1] == outputs[1][1]
+    np.testing.assert_allclose(outputs[0][0], outputs[1][0], atol=0.05)
+
+
+def test_both_solvers_report_the_same():
+    cfg = replace(SMALL, costs=(0.01, 1.0), shots=(2,), draws=2)
+    ours, theirs = run(cfg)[0], run(replace(cfg, solver="liblinear"))[0]
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name] == pytest.approx(theirs[name], abs=0.1)
+    assert EVALUATOR.presets["sklearn"].solver == "liblinear"
+
+
+def test_layers_of_common_networks():
+    def net(dims, strides, vit=False):
+        return SimpleNamespace(stage_dims=dims, strides=strides, is_vit=vit)
+
+    resnet50 = net((64, 256, 512, 1024, 2048), (2, 4, 8, 16, 32))
+    assert layers_for(resnet50, 224) == ["stage1@12", "stage2@6", "stage3@4", "stage4@3", "stage5@2"]
+    small = net((16, 16, 32, 64, 128), (1, 1, 2, 4, 8))
+    assert layers_for(small, 32) == ["stage1@12", "stage2@6", "stage3@4", "stage4@3", "stage5@2"]
+    assert layers_for(small, 16)[-1] == "stage5@2" and layers_for(small, 8)[-1] == "stage5"
+    wide = net((96, 192, 384, 4096), (4, 8, 16, 32))
+    assert layers_for(wide, 224) == ["stage1@6", "stage2@4", "stage3@3", "stage4"]
+    assert layers_for(net((384,) * 12, (16,) * 12, vit=True), 224) == [
+        "stage3",
+        "stage6",
+        "stage9",
+        "stage12",
+        "pooled",
+    ]
+    assert layers_for(net((64,) * 2, (8,) * 2, vit=True), 64) == ["stage1", "stage2", "pooled"]
+
+
+def test_presets_are_the_published_settings():
+    mmselfsup, vissl = EVALUATOR.presets["mmselfsup"], EVALUATOR.presets["vissl"]
+    assert mmselfsup.costs[:3] == (1, 10, 100) and mmselfsup.costs[3:] == tuple(2.0**-p for p in range(4, 20))
+    assert len(mmselfsup.costs) == 19 and len(vissl.costs) == 11
+    assert mmselfsup.shots == (1, 2, 4, 8, 16, 32, 64, 96) and mmselfsup.draws == 5
+    assert mmselfsup.difficult == vissl.difficult == "negative" and mmselfsup.positive_weight == 2
+    assert set(EVALUATOR.describe) == set(EVALUATOR.presets) and EVALUATOR.metrics[0].name == "map"
+    for preset in EVALUATOR.presets.values():
+        assert config.from_dict(SVMConfig, config.to_dict(preset)) == preset
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"costs": ()}, {"costs": (1.0, -1.0)}, {"folds": 1}, {"shots": (0,)}, {"draws": 0}, {"tol": 0.0}],
+)
+def test_bad_settings_are_refused(change):
+    with pytest.raises(UsageError, match=next(iter(change))):
+        run(replace(SMALL, **change))
+
+
+def test_bad_data_is_refused():
+    bench = FakeBench()
+    bench.sets["train"][:, 2] = -1
+    with pytest.raises(UsageError, match="'c' of 'fake' has no positive"):
+        EVALUATOR.run(BACKBONE, SMALL, bench)
+    bench = FakeBench()
+    bench.sets["train"] = bench.sets["train"][:, 0].astype(np.int64)
+    with pytest.raises(UsageError, match="multi-label"):
+        EVALUATOR.run(BACKBONE, SMALL, bench)
