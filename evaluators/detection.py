@@ -115,7 +115,7 @@ def run(backbone: Backbone, cfg: DetectionConfig, bench: Bench) -> dict[str, flo
 
 
 def transforms(cfg: DetectionConfig, training: bool) -> list[Callable[[Any], Any]]:
-    """mmdet's transforms from an item of `voc.detection_items` to packed inputs."""
+    """The mmdet transforms from an item of `voc.detection_items` to packed inputs."""
     from mmcv.transforms import LoadImageFromFile, RandomChoice
     from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomFlip, Resize
 
@@ -159,9 +159,7 @@ def score(
     return {"ap50": values[0], "map": float(np.mean(values)), "ap50.11point": eleven}, arrays
 
 
-def eleven_point_ap(
-    cls: np.ndarray, score: np.ndarray, tp: np.ndarray, ignored: np.ndarray, total: np.ndarray
-) -> float:
+def eleven_point_ap(cls: np.ndarray, score: np.ndarray, tp: np.ndarray, ignored: np.ndarray, total: np.ndarray) -> float:
     """Mean over classes of the precision at recalls 0, 0.1, ..., 1, in percent (VOC 2007 development kit).
 
     Args:

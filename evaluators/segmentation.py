@@ -68,8 +68,9 @@ class SegmentationConfig(EvalConfig):
 
 
 VOC12AUG = SegmentationConfig(
-    dataset="voc12", lists=(("train", "SegmentationClass"), ("aug", "SegmentationClassAug")), iterations=20_000, batch=16, lr=0.01, scale=(2048, 512), resize=(0.5, 2.0), crop=512, distort=True,
-    channels=512, convs=2, concat=True, auxiliary=0.4, test_batch=1, workers=8,
+    dataset="voc12", lists=(("train", "SegmentationClass"), ("aug", "SegmentationClassAug")), iterations=20_000, batch=16,
+    lr=0.01, scale=(2048, 512), resize=(0.5, 2.0), crop=512, distort=True, channels=512, convs=2, concat=True, auxiliary=0.4,
+    test_batch=1, workers=8,
 )  # fmt: skip
 CITYSCAPES = SegmentationConfig(
     dataset="cityscapes", iterations=40_000, batch=8, lr=0.01, scale=(2049, 1025), resize=(0.5, 2.0), crop=769, slide=513,
@@ -117,7 +118,7 @@ def label_names(dataset: str, classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def transforms(cfg: SegmentationConfig, training: bool) -> list[Callable[[Any], Any]]:
-    """mmseg's transforms from an item of `voc.segmentation_items` to packed inputs."""
+    """The mmseg transforms from an item of `voc.segmentation_items` to packed inputs."""
     from mmcv.transforms import LoadImageFromFile, RandomFlip, RandomResize, Resize
     from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs, PhotoMetricDistortion, RandomCrop
 

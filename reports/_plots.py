@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": INK,
     "axes.facecolor": "none",
     "figure.facecolor": "none",
+    "text.parse_math": False,
 }
 
 
@@ -45,9 +47,11 @@ def dots(rows: Sequence[str], panels: Sequence[Panel], width: float = 11.0) -> s
     import matplotlib
     from matplotlib.figure import Figure
 
+    rows = [_label(row) for row in rows]
     height = 0.95 + 0.34 * len(rows)
     label = min(2.6, 0.35 + 0.085 * max((len(row) for row in rows), default=0))
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the reader's fonts draw the text, not ours
         figure = Figure(figsize=(width, height))
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         figure.subplots_adjust(
@@ -56,6 +60,12 @@ def dots(rows: Sequence[str], panels: Sequence[Panel], width: float = 11.0) -> s
         for axes, panel in zip(grid, panels, strict=True):
             _panel(axes, panel, rows)
         return _svg(figure)
+
+
+def _label(text: str, longest: int = 32) -> str:
+    """Printable characters only, and not too many."""
+    shown = "".join(character for character in text if character.isprintable())
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 DASHES = ("dashed", "dotted", "dashdot", "solid")
@@ -69,7 +79,7 @@ def _panel(axes: Any, panel: Panel, rows: Sequence[str]) -> None:
     for dash, (name, value) in zip(DASHES, sorted(panel.controls.items()), strict=False):
         axes.axvline(value, color=MUTED, linewidth=1, linestyle=dash, zorder=1)
         axes.annotate(
-            name, (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
+            _label(name, 14), (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
             ha="center", fontsize=7, color=MUTED,
         )  # fmt: skip
     known = [v for v in (*panel.values, *panel.controls.values()) if v is not None]
@@ -78,7 +88,7 @@ def _panel(axes: Any, panel: Panel, rows: Sequence[str]) -> None:
     axes.set_xlim(low - margin, high + margin)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), rows)
-    axes.set_title(panel.title, fontsize=9, loc="left", pad=14, color=INK)
+    axes.set_title("\n".join(_label(line) for line in panel.title.splitlines()), fontsize=9, loc="left", pad=14, color=INK)
     axes.tick_params(length=0, labelsize=8)
     axes.tick_params(axis="y", labelsize=9)
     axes.locator_params(axis="x", nbins=3)

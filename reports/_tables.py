@@ -45,6 +45,31 @@ def group(records: Sequence[RunRecord]) -> list[Group]:
     return [Group(*key, runs) for key, runs in seeds.items()]
 
 
+def is_control(one: Group, recipes: Mapping[str, Recipe]) -> bool:
+    """Whether a group is a control: random weights, supervised training."""
+    return one.recipe in recipes and recipes[one.recipe].control
+
+
+def notes_of(one: Group) -> list[str]:
+    """The warnings that belong to a group's numbers, each once."""
+    return list(dict.fromkeys(flat(note) for record in one.records for note in record.notes))
+
+
+def flat(text: str) -> str:
+    """Text of a record as one line without a paragraph's markup."""
+    return " ".join(text.split()).replace("`", "'")
+
+
+def title_of(one: Group, recipes: Mapping[str, Recipe]) -> str:
+    """The algorithm's name as people know it."""
+    return recipes[one.recipe].title if one.recipe in recipes else one.recipe
+
+
+def trained(one: Group, recipes: Mapping[str, Recipe]) -> bool:
+    """Whether the recipe trains anything at all."""
+    return one.recipe not in recipes or recipes[one.recipe].method is not None
+
+
 def natural(text: str) -> list[tuple[int, int, str]]:
     """Sort key in which `k2` precedes `k10`, and `pooled` follows every stage."""
     parts = re.findall(r"\d+|\D+", text)

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from reports._cost import COLUMNS, cost_cells
 from reports._published import Figure, figures
 from reports._sections import Section, build_section
-from reports._tables import Group, evaluator_order, group, run_hover
-from reports.index import flat, is_control, notes_of, trained
+from reports._tables import Group, evaluator_order, flat, group, is_control, notes_of, run_hover, trained
 from suite.record import RunRecord
 from suite.spec import Cell, Document, Evaluator, Page, Plot, Recipe, Table
 

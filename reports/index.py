@@ -13,14 +13,19 @@ from reports._tables import (
     Score,
     benchmark_title,
     best,
+    flat,
     group,
     headline,
+    is_control,
     keys,
+    notes_of,
     results_of,
     run_hover,
     score,
     score_cell,
     signed,
+    title_of,
+    trained,
 )
 from suite.record import RunRecord
 from suite.spec import Cell, Document, Evaluator, Metric, Page, Plot, Recipe, Table
@@ -72,26 +77,6 @@ def _section(
     return [*parts, "\n".join(notes)] if notes else parts
 
 
-def is_control(one: Group, recipes: Mapping[str, Recipe]) -> bool:
-    """Whether a group is a control: random weights, supervised training."""
-    return one.recipe in recipes and recipes[one.recipe].control
-
-
-def notes_of(one: Group) -> list[str]:
-    """The warnings that belong to a group's numbers, each once."""
-    return list(dict.fromkeys(flat(note) for record in one.records for note in record.notes))
-
-
-def flat(text: str) -> str:
-    """Text of a record as one line without a paragraph's markup."""
-    return " ".join(text.split()).replace("`", "'")
-
-
-def title_of(one: Group, recipes: Mapping[str, Recipe]) -> str:
-    """The algorithm's name as people know it."""
-    return recipes[one.recipe].title if one.recipe in recipes else one.recipe
-
-
 def _title(name: str, preset: str, metric: Metric, evaluators: Mapping[str, Evaluator]) -> str:
     title = benchmark_title(name, evaluators)
     unit = f", {metric.unit}" if metric.unit else ""
@@ -116,11 +101,6 @@ def _random(
 ) -> list[tuple[Group, Sequence[Score]]]:
     pairs = zip(groups, scores, strict=True)
     return [(one, found) for one, found in pairs if is_control(one, recipes) and not trained(one, recipes)]
-
-
-def trained(one: Group, recipes: Mapping[str, Recipe]) -> bool:
-    """Whether the recipe trains anything at all."""
-    return one.recipe not in recipes or recipes[one.recipe].method is not None
 
 
 def _row(

@@ -136,7 +136,10 @@ class Backbone(nn.Module):
         meta = read_metadata(path)
         if meta.get("format") != FORMAT:
             raise UsageError(f"{str(path)!r} is not a backbone of this project (no {FORMAT!r} in its metadata)")
-        backbone = cls(meta["arch"], json.loads(meta["options"]), meta["stem"], int(meta.get("in_chans", "3")))
+        try:
+            backbone = cls(meta["arch"], json.loads(meta["options"]), meta["stem"], int(meta.get("in_chans", "3")))
+        except (KeyError, ValueError) as error:
+            raise UsageError(f"{str(path)!r} has broken metadata ({type(error).__name__}: {error})") from None
         with safe_open(str(path), framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         try:

@@ -201,7 +201,9 @@ def report(runs: Path, pages: Path, check: bool, reporter: Reporter) -> None:
         reporter.say(f"warning: {problem}")
     plugs: dict[str, Page] = plugins.load_all("reports")
     recipes, evaluators = plugins.load_all("recipes"), plugins.load_all("evaluators")
-    documents = [document for page in plugs.values() for document in page.build(records, recipes, evaluators)]
+    # The first document is the one that the others link back to.
+    order = sorted(plugs, key=lambda name: (name != "index", name))
+    documents = [document for name in order for document in plugs[name].build(records, recipes, evaluators)]
     if check:
         stale = render.check(documents, pages)
         if stale:
@@ -221,7 +223,17 @@ def compare(base: str, head: str, bench: str, tolerance: float, alpha: float, ru
     if bench:
         asked = Asked([], [], [None], bench, [])
         base, head = (_evaluated(side, asked, runs, reporter) for side in (base, head))
-    return comparison.compare(base, head, store=store, tolerance=tolerance, alpha=alpha)
+    evaluators = plugins.load_all("evaluators")
+    return comparison.compare(
+        base, head, store=store, tolerance=tolerance, alpha=alpha, evaluators=evaluators, load=_backbone
+    )
+
+
+def _backbone(path: Path) -> Any:
+    """A backbone from any weights file, for the comparison of functions."""
+    from suite.weights import load_backbone
+
+    return load_backbone(path)[0]
 
 
 def _evaluated(side: str, asked: Asked, runs: Path, reporter: Reporter) -> str:

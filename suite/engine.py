@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import resource
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +62,7 @@ def supported(precision: str, device: torch.device) -> str:
 
 def make_fabric(precision: str = "32") -> Fabric:
     """A launched Fabric for this process: alone, or one of those that torchrun or Slurm started."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = default_device()
     world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else 1
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -101,6 +104,4 @@ def peak_memory_mb(device: torch.device) -> float:
     """Largest memory of this process so far: on the GPU what was allocated there, else resident memory, in MB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6

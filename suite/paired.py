@@ -61,10 +61,8 @@ def bootstrap(
     n = metrics.samples(kind, base)
     a, b = metrics.headline(kind, base), metrics.headline(kind, head)
     rng = np.random.default_rng(seed)
-    if kind == "top1":
-        drawn = _top1(base, head, resamples, rng)
-    else:
-        drawn = _counted(kind, base, head, resamples, rng)
+    top1 = kind == "top1"
+    drawn = _top1(base, head, resamples, rng) if top1 else _counted(kind, base, head, resamples, rng)
     low, high = np.nanquantile(drawn, [alpha / 2, 1 - alpha / 2]) if np.isfinite(drawn).any() else (np.nan, np.nan)
     return kind, Difference(a, b, b - a, float(low), float(high), n)
 

@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,20 +131,20 @@ class Block:
     plot: Plot | None = None
     number: int = 0
 
-    @property
+    @cached_property
     def numeric(self) -> list[bool]:
         """Which columns of the table hold numbers, or would if they were not empty."""
         assert self.table is not None
         columns = list(zip(*self.table.rows, strict=True)) or [()] * len(self.table.columns)
         return [any(c.value is not None for c in cells) or _all_missing(cells) for cells in columns]
 
-    @property
+    @cached_property
     def bodies(self) -> list[tuple[str, list[Sequence[Cell]]]]:
         """Consecutive rows of one kind, which is the kind of their first cell."""
         assert self.table is not None
         return [(kind, list(rows)) for kind, rows in groupby(self.table.rows, key=lambda row: row[0].kind)]
 
-    @property
+    @cached_property
     def footnotes(self) -> list[str]:
         """Why cells are empty or stale, each reason once, in order of appearance."""
         assert self.table is not None
@@ -197,7 +198,7 @@ def _page(document: Document, kind: str, environment: Environment, file: str, do
     if kind == "html":
         script, _, _ = environment.loader.get_source(environment, "page.js")  # type: ignore[union-attr]
         style, _, _ = environment.loader.get_source(environment, "page.css")  # type: ignore[union-attr]
-        values |= {"script": Markup(script), "style": Markup(style), "script_hash": _hash(script)}  # noqa: S704
+        values |= {"script": Markup(script), "style": Markup(style), "script_hash": _hash(script)}
     return environment.get_template(f"page.{kind}.jinja").render(values).rstrip("\n") + "\n"
 
 
@@ -263,7 +264,7 @@ def _themed(svg: str, number: int = 1) -> Markup:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{number}-", svg)
     for colour, role in COLOURS.items():
         svg = svg.replace(colour, f"var(--{role})")
-    return Markup(svg)  # noqa: S704  # a page's own drawing; the policy in the page's head stops scripts
+    return Markup(svg)  # a page's own drawing; the policy in the page's head stops scripts
 
 
 def _standalone(plot: Plot) -> str:

@@ -82,7 +82,7 @@ class Origin:
 def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
     """All named tensors of a weights file, on the CPU.
 
-    Nested containers (`state_dict`, `teacher`, `classy_state_dict.base_model.model.trunk` …) are unfolded. One
+    Nested containers (`state_dict`, `teacher`, `classy_state_dict.base_model.model.trunk` …) unfold. One
     container gives its own names; several give names that start with their container's dotted path.
 
     Args:

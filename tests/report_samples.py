@@ -65,7 +65,7 @@ def result(name, weights, metrics, preset="default", data="digits", **more):
 
 def record(name, seed=0, level=50.0, preset="digits", results=None, **more):
     config = RECIPES[name].presets[preset] if name in RECIPES else Config(dataset="digits")
-    sha = hashlib.sha256(f"{name} {preset} {seed}".encode()).hexdigest()
+    sha = hashlib.sha256(f"{name} {preset} {seed}".encode(errors="replace")).hexdigest()
     if results is None:
         level += seed * 0.8
         results = [
@@ -78,9 +78,9 @@ def record(name, seed=0, level=50.0, preset="digits", results=None, **more):
         ]  # fmt: skip
     trained = name != "random"
     made = RunRecord(
-        id=f"{name}-{preset}-{seed}", recipe=name, recipe_version=1, preset=preset,
-        config=to_dict(replace(config, seed=seed)), digest=digest(config), seed=seed, weights=Weights(sha, config.arch, 11_180_000),
-        env=ENV, data={f"{config.dataset}/train": "c" * 64}, seconds=95.0 * trained, images_per_second=812.0 * trained,
+        id=f"{name}-{preset}-{seed}", recipe=name, recipe_version=1, preset=preset, digest=digest(config), seed=seed,
+        config=to_dict(replace(config, seed=seed)), weights=Weights(sha, config.arch, 11_180_000), env=ENV,
+        data={f"{config.dataset}/train": "c" * 64}, seconds=95.0 * trained, images_per_second=812.0 * trained,
         peak_memory_mb=640.0, steps=330 * trained, results={one.key: one for one in results},
     )  # fmt: skip
     return replace(made, **more)

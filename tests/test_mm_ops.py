@@ -13,8 +13,8 @@ import torch
 pytest.importorskip("mmcv")
 pytest.importorskip("mmdet")
 
-from evaluators.mm import ops  # noqa: E402
-from suite.errors import JobError  # noqa: E402
+from evaluators.mm import ops
+from suite.errors import JobError
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import cross_val_score
+from sklearn.svm import LinearSVC
 
 from evaluators import svm as evaluator
 from evaluators.svm import EVALUATOR, SVMConfig, draw, fits, layers_for
@@ -92,6 +94,35 @@ def test_metrics_predictions_and_choices():
     assert len(bench.chosen["costs"]) == CLASSES and set(bench.chosen["costs"]) <= set(SMALL.costs)
     assert set(bench.chosen["lowshot_costs"]) == {"k1", "k2", "k4"}
     assert bench.chosen["lowshot_costs"]["k1"] == [1.0] * 3
+
+
+def held_out_precision(x, y, cost, folds):
+    """The published way to rate a cost: scikit-learn's cross-validation of one class against the rest."""
+    machine = LinearSVC(C=cost, dual=False, tol=1e-8, class_weight={1: 2, -1: 1})
+    return cross_val_score(machine, x, y, cv=folds, scoring="average_precision").mean()
+
+
+def test_costs_are_the_best_of_scikit_learns_cross_validation():
+    """Full training data: per class. Low-shot: one cost for all classes of a draw, within its own samples."""
+    cfg = replace(SMALL, costs=(1e-5, 0.1, 100.0), shots=(2, 4), draws=2)
+    _, bench = run(cfg, noise=(3.0, 3.0))
+    x = bench.matrices["train"][bench.chosen["layer"]].astype(np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True) + 1e-5
+    spread = 0.0
+
+    def check(targets, folds, cost):
+        rows = [(x[y != 0], y[y != 0]) for y in targets]
+        values = {c: np.mean([held_out_precision(*row, c, folds) for row in rows]) for c in cfg.costs}
+        assert values[cost] >= max(values.values()) - 1e-3
+        return max(values.values()) - min(values.values())
+
+    for column, cost in zip(bench.sets["train"].T, bench.chosen["costs"], strict=True):
+        spread = max(spread, check([column], 3, cost))
+    for k, folds in ((2, 2), (4, 3)):
+        targets = draw(bench.sets["train"], k, cfg).numpy()
+        for one, cost in zip(targets, bench.chosen["lowshot_costs"][f"k{k}"], strict=True):
+            spread = max(spread, check(one, folds, cost))
+    assert spread > 0.02  # else any cost would have passed
 
 
 def test_default_chooses_nothing_on_test_data():

@@ -481,7 +481,7 @@ def test_a_wrong_prefix_names_the_closest(nets: Any, tmp_path: Path) -> None:
     torch.save({"state_dict": under("module.encoder_q.", nets["resnet"].state_dict())}, tmp_path / "a.pth")
     with pytest.raises(
         UsageError,
-        match=r"under prefix 'backbone\.'; closest prefix: 'module.encoder_q.' \((\d+) of \1 tensors\); pass --",
+        match=r"closest prefix: .module.encoder_q.. \((\d+) of \1 tensors\); pass --",
     ):
         weights.load_backbone(tmp_path / "a.pth", prefix="backbone.")
 

@@ -45,7 +45,7 @@ def any_size(backbone: Backbone | Path) -> Backbone:
     if backbone.is_vit:
         return copy_of(backbone, dynamic_img_size=True)
     if getattr(getattr(backbone.net, "patch_embed", None), "img_size", None) is not None:  # Swin
-        return copy_of(backbone, strict_img_size=False, dynamic_mask=True)
+        return copy_of(backbone, strict_img_size=False)
     return copy_of(backbone)
 
 
@@ -126,9 +126,7 @@ class Pyramid(Stages):
         super().__init__(backbone, [-1])
         dim, stride = self.dims[0], self.strides[0]
         self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
-        self.up_again = nn.Sequential(
-            nn.GroupNorm(1, dim), nn.GELU(), nn.ConvTranspose2d(dim, dim, 2, stride=2)
-        )
+        self.up_again = nn.Sequential(nn.GroupNorm(1, dim), nn.GELU(), nn.ConvTranspose2d(dim, dim, 2, stride=2))
         self.dims, self.strides = [dim] * 4, [stride // 4, stride // 2, stride, stride * 2]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -140,6 +138,14 @@ class Pyramid(Stages):
 
 class Trunk(Adapter):
     """A ResNet-like network up to its third residual stage ("C4"): N×3×H×W -> one map."""
+
+    conv1: nn.Module
+    bn1: nn.Module
+    act1: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -164,9 +170,11 @@ class Res5(Adapter):
     (He et al. 2020, "Momentum Contrast", section 4.2).
     """
 
+    layer4: nn.Module
+
     def __init__(self, backbone: Backbone, extra_norm: bool = True) -> None:
         super().__init__()
-        self.layer4 = backbone.net.layer4
+        self.layer4 = backbone.net.get_submodule("layer4")
         self.dim = backbone.stage_dims[-1]
         self.stride = backbone.strides[-1] // backbone.strides[-2]
         self.norm = nn.BatchNorm2d(self.dim) if extra_norm else nn.Identity()

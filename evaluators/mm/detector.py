@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -13,31 +13,15 @@ from evaluators.mm.backbone import Pyramid, Res5, Stages, Trunk, any_size, check
 from suite.backbone import Backbone
 from suite.errors import UsageError
 
+if TYPE_CHECKING:
+    from evaluators.detection import DetectionConfig
+
 FINEST = 4
 """Smallest stride of a pyramid level; finer stages cost much and help little."""
 
 
-class DetectorOptions(Protocol):
-    """What the detector reads of an evaluator's config."""
-
-    architecture: str
-    frozen_stages: int
-    extra_norm: bool
-    roi_side: int
-    channels: int
-    fc_channels: int
-    anchor_scales: tuple[float, ...]
-    rpn_samples: int
-    rcnn_samples: int
-    rpn_pre_nms: int
-    rpn_proposals: int
-    test_pre_nms: int
-    test_proposals: int
-    max_detections: int
-
-
 def faster_rcnn(
-    backbone: Backbone, classes: int, cfg: DetectorOptions, mean: Sequence[float], std: Sequence[float]
+    backbone: Backbone, classes: int, cfg: DetectionConfig, mean: Sequence[float], std: Sequence[float]
 ) -> nn.Module:
     """Build the detector on a copy of the backbone and check that every tensor of the weights is in it.
 
@@ -63,20 +47,20 @@ def faster_rcnn(
     freeze(body, cfg.frozen_stages)
     parts = _c4(body, classes, cfg) if cfg.architecture == "c4" else _fpn(body, classes, cfg)
     adapters = parts.pop("adapters")
+    divisor = size_divisor(body)
     preprocessor = {
-        "type": "DetDataPreprocessor", "bgr_to_rgb": True, "pad_size_divisor": size_divisor(backbone) if size_divisor(backbone) > 1 else 32,
+        "type": "DetDataPreprocessor", "bgr_to_rgb": True, "pad_size_divisor": divisor if divisor > 1 else 32,
         "mean": [255 * m for m in mean], "std": [255 * s for s in std],
     }  # fmt: skip
-    model = MODELS.build(
-        {"type": "FasterRCNN", "_scope_": "mmdet", "data_preprocessor": preprocessor, "backbone": given(adapters[0])}
-        | {name: ConfigDict(part) for name, part in (parts | _assignment(cfg)).items()}
-    )
+    config = {"type": "FasterRCNN", "_scope_": "mmdet", "data_preprocessor": preprocessor, "backbone": given(adapters[0])}
+    config |= {name: ConfigDict(part) for name, part in (parts | _assignment(cfg)).items()}
+    model = MODELS.build(config)
     model.init_weights()
     check_loaded(backbone.net.state_dict(), *adapters)
     return model
 
 
-def _c4(backbone: Backbone, classes: int, cfg: DetectorOptions) -> dict[str, Any]:
+def _c4(backbone: Backbone, classes: int, cfg: DetectionConfig) -> dict[str, Any]:
     if not has_c4(backbone):
         raise UsageError(f"architecture='c4' needs a ResNet-like network, not {backbone.arch!r}; use architecture='fpn'")
     trunk, res5 = Trunk(backbone), Res5(backbone, cfg.extra_norm)
@@ -93,12 +77,17 @@ def _c4(backbone: Backbone, classes: int, cfg: DetectorOptions) -> dict[str, Any
                 "out_channels": trunk.dim,
                 "featmap_strides": [trunk.stride],
             },
-            "bbox_head": {"type": "BBoxHead", "with_avg_pool": True, "in_channels": res5.dim, **_box_head(classes, cfg.roi_side)},
+            "bbox_head": {
+                "type": "BBoxHead",
+                "with_avg_pool": True,
+                "in_channels": res5.dim,
+                **_box_head(classes, cfg.roi_side),
+            },
         },
     }
 
 
-def _fpn(backbone: Backbone, classes: int, cfg: DetectorOptions) -> dict[str, Any]:
+def _fpn(backbone: Backbone, classes: int, cfg: DetectionConfig) -> dict[str, Any]:
     if backbone.is_vit:
         levels: Stages = Pyramid(backbone)
     else:
@@ -154,7 +143,7 @@ def _box_head(classes: int, side: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _assignment(cfg: DetectorOptions) -> dict[str, Any]:
+def _assignment(cfg: DetectionConfig) -> dict[str, Any]:
     """Matching of anchors and proposals to boxes, sampling, suppression: mmdet's figures for Faster R-CNN."""
     return {
         "train_cfg": {

@@ -145,9 +145,7 @@ def roi_pool_forward(
     input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, pooled_height: int, pooled_width: int, spatial_scale: float
 ) -> None:
     """RoI max pooling (Girshick 2015, section 2.1) into `output` and `argmax`, both R×C×h×w."""
-    pooled, where = torch.ops.torchvision.roi_pool(
-        input.float(), rois.float(), spatial_scale, pooled_height, pooled_width
-    )
+    pooled, where = torch.ops.torchvision.roi_pool(input.float(), rois.float(), spatial_scale, pooled_height, pooled_width)
     output.copy_(pooled)
     argmax.copy_(where)
 

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,22 +22,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from suite.errors import JobError
 
 if TYPE_CHECKING:
+    from evaluators.detection import DetectionConfig
+    from evaluators.segmentation import SegmentationConfig
     from suite.bench import Bench
 
 Item = dict[str, Any]
-
-
-class FineTune(Protocol):
-    """What the loop reads of an evaluator's config."""
-
-    iterations: int
-    batch: int
-    accumulate: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    seed: int
-    workers: int
 
 
 class Samples(Dataset[Item]):
@@ -57,7 +46,7 @@ class Samples(Dataset[Item]):
         """The packed inputs and data sample of one draw of one picture."""
         draw, index = key
         random.seed(draw)
-        np.random.seed(draw % 2**32)  # noqa: NPY002  # the transforms draw from NumPy's global generator
+        np.random.seed(draw % 2**32)  # the transforms draw from NumPy's global generator
         item: Item = {name: list(v) if isinstance(v, list) else v for name, v in self.items[index].items()}
         for transform in self.transforms:
             item = transform(item)
@@ -121,9 +110,9 @@ def poly_rate(iterations: int, power: float, floor: float) -> Callable[[int], fl
 
 
 def finetune(
-    model: nn.Module,
+    model: Any,
     data: Samples,
-    cfg: FineTune,
+    cfg: DetectionConfig | SegmentationConfig,
     bench: Bench,
     rate: Callable[[int], float],
     *,
@@ -171,9 +160,7 @@ def finetune(
     checkpoint.path.unlink(missing_ok=True)
 
 
-def _step(
-    model: nn.Module, samples: list[Item], parts: int, bench: Bench, optimizer: torch.optim.Optimizer, scaler: Any
-) -> float:
+def _step(model: Any, samples: list[Item], parts: int, bench: Bench, optimizer: torch.optim.Optimizer, scaler: Any) -> float:
     """One optimizer step; returns the loss."""
     optimizer.zero_grad(set_to_none=True)
     size, total = -(-len(samples) // parts), 0.0
@@ -212,16 +199,16 @@ def autocast(bench: Bench) -> contextlib.AbstractContextManager[Any]:
 @contextlib.contextmanager
 def preserved_rng() -> Iterator[None]:
     """Leave the global random generators as they were."""
-    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)
         torch.set_rng_state(torch_state)
 
 
-def predict(model: nn.Module, data: Samples, batch: int, workers: int, bench: Bench) -> Iterator[list[Any]]:
+def predict(model: Any, data: Samples, batch: int, workers: int, bench: Bench) -> Iterator[list[Any]]:
     """Data samples with predictions, in order, at most `batch` pictures of one size at a time."""
     model.to(bench.device).eval()
     order = [[(i, i) for i in range(at, min(at + batch, len(data)))] for at in range(0, len(data), batch)]

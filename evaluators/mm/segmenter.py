@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,28 +13,14 @@ from evaluators.mm import ops
 from evaluators.mm.backbone import Stages, any_size, check_loaded, copy_of, freeze, given, size_divisor
 from suite.backbone import Backbone
 
+if TYPE_CHECKING:
+    from evaluators.segmentation import SegmentationConfig
+
 IGNORE = 255
 """Label of pixels that count for nothing."""
 
 
-class SegmenterOptions(Protocol):
-    """What the segmenter reads of an evaluator's config."""
-
-    stride: int
-    channels: int
-    convs: int
-    concat: bool
-    auxiliary: float
-    dropout: float
-    frozen_stages: int
-    crop: int
-    slide: int
-    align_corners: bool
-
-
-def fcn(
-    backbone: Backbone, classes: int, cfg: SegmenterOptions, mean: Sequence[float], std: Sequence[float]
-) -> nn.Module:
+def fcn(backbone: Backbone, classes: int, cfg: SegmentationConfig, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
     """Build the segmenter on a copy of the backbone and check that every tensor of the weights is in it.
 
     The head sees the last stage, an auxiliary one the stage before; the last stages are dilated instead of strided
@@ -72,18 +59,19 @@ def fcn(
         heads["auxiliary_head"] = _head(stages.dims[0], 0, classes, width, 1, False, cfg.auxiliary, cfg)
     slide = {"mode": "slide", "crop_size": (cfg.crop, cfg.crop), "stride": (cfg.slide, cfg.slide)}
     test = slide if cfg.slide else {"mode": "whole"}
-    model = MODELS.build(
-        {"type": "EncoderDecoder", "_scope_": "mmseg", "data_preprocessor": preprocessor, "backbone": given(stages)}
-        | {"train_cfg": ConfigDict(), "test_cfg": ConfigDict(test)}
-        | {name: ConfigDict(head) for name, head in heads.items()}
-    )
+    config = {"type": "EncoderDecoder", "_scope_": "mmseg", "data_preprocessor": preprocessor, "backbone": given(stages)}
+    config |= {"train_cfg": ConfigDict(), "test_cfg": ConfigDict(test)}
+    config |= {name: ConfigDict(head) for name, head in heads.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # mmseg's own deprecations
+        model = MODELS.build(config)
     model.init_weights()
     check_loaded(backbone.net.state_dict(), stages)
     return model
 
 
 def _head(
-    inputs: int, index: int, classes: int, channels: int, convs: int, concat: bool, weight: float, cfg: SegmenterOptions
+    inputs: int, index: int, classes: int, channels: int, convs: int, concat: bool, weight: float, cfg: SegmentationConfig
 ) -> dict[str, Any]:
     return {
         "type": "FCNHead",

@@ -78,24 +78,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def require_folder(root: Path | str | None, name: str, layout: str, obtain: str) -> Path:
-    """The data root as an existing, non-empty, absolute folder.
+    """The data root as an existing, non-empty, absolute folder; `name` may be empty when the set is not known yet.
 
     Raises:
         UsageError: no root given, no such folder, not a folder, or nothing in it.
     """
     if root is None:
-        raise UsageError(f"data set {name!r} needs --dataset-root DIR holding {layout}; to obtain it: {obtain}")
-    folder = Path(root).expanduser()
+        raise UsageError(
+            f"data set {name!r} needs --dataset-root DIR (or --data-root {name}=DIR) holding {layout}; to obtain it: {obtain}"
+        )
+    folder, what = Path(root).expanduser(), f"data root {str(root)!r}" + (f" for {name!r}" if name else "")
     if not folder.exists():
-        raise UsageError(f"data root {str(root)!r} for {name!r}: no such folder (expected: {layout})")
+        raise UsageError(f"{what}: no such folder (expected: {layout})")
     if not folder.is_dir():
-        raise UsageError(f"data root {str(root)!r} for {name!r}: a file, not a folder (expected: {layout})")
+        raise UsageError(f"{what}: a file, not a folder (expected: {layout})")
     try:
         empty = next(os.scandir(folder), None) is None
     except OSError as error:
-        raise UsageError(f"data root {str(root)!r} for {name!r}: {error.strerror}") from error
+        raise UsageError(f"{what}: {error.strerror}") from error
     if empty:
-        raise UsageError(f"data root {str(root)!r} for {name!r}: the folder is empty (expected: {layout})")
+        raise UsageError(f"{what}: the folder is empty (expected: {layout})")
     return folder.absolute()
 
 

@@ -119,7 +119,7 @@ def detect(root: Path | str) -> str:
         UsageError: no such folder, an empty one, or nothing recognisable in it.
     """
     layout = "class folders, list files, VOCdevkit, COCO annotations, Cityscapes folders or CIFAR batches"
-    folder = require_folder(root, "any", layout, "")
+    folder = require_folder(root, "", layout, "")
     for entry in catalogue().values():
         if entry.matches is not None and entry.matches(folder):
             return entry.card.name

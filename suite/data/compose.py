@@ -73,7 +73,7 @@ def ink(
     height: np.ndarray,
     half_tangent: np.ndarray,
     aspect: np.ndarray | float = 1.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> np.ndarray:
     """Coverage of one rotated, scaled digit per picture.
 
     Args:
@@ -85,17 +85,34 @@ def ink(
         aspect: width of the cell over its height, N or a number.
 
     Returns:
-        Coverage N×H×W in [0, 1], and the picture's coordinates in the digit's frame (y, x), N×H×W, cell units.
+        Coverage N×H×W in [0, 1].
     """
+    n, step = len(glyphs), max(1, 65536 // (size[0] * size[1]))  # pictures whose intermediate values fit the cache
+    wide = np.broadcast_to(np.asarray(aspect, dtype=np.float64), (n,))
+    cover = np.empty((n, *size))
+    for start in range(0, n, step):
+        part = slice(start, start + step)
+        cover[part] = _ink(glyphs[part], size, centre[part], height[part], half_tangent[part], wide[part])
+    return cover
+
+
+def _ink(
+    glyphs: np.ndarray,
+    size: tuple[int, int],
+    centre: np.ndarray,
+    height: np.ndarray,
+    half_tangent: np.ndarray,
+    aspect: np.ndarray,
+) -> np.ndarray:
     rows = np.arange(size[0], dtype=np.float64)[None, :, None] + 0.5 - centre[:, 0, None, None]  # N×H×1
     cols = np.arange(size[1], dtype=np.float64)[None, None, :] + 0.5 - centre[:, 1, None, None]  # N×1×W
     cos, sin = (part[:, None, None] for part in rotation(half_tangent))
     scale = (8.0 / height)[:, None, None]
     y = (cos * rows - sin * cols) * scale  # N×H×W
-    x = (sin * rows + cos * cols) * (scale / np.reshape(aspect, (-1, 1, 1)))  # N×H×W
+    x = (sin * rows + cos * cols) * (scale / aspect[:, None, None])  # N×H×W
     grey = _bilinear(np.pad(glyphs, ((0, 0), (1, 1), (1, 1))), y + 4.5, x + 4.5)
     ramp = np.clip((grey - 0.28) / 0.34, 0.0, 1.0)
-    return ramp * ramp * (3.0 - 2.0 * ramp), y, x
+    return ramp * ramp * (3.0 - 2.0 * ramp)
 
 
 def colours(luminance: np.ndarray, chroma: np.ndarray) -> np.ndarray:

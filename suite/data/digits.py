@@ -119,7 +119,7 @@ def _pictures(glyphs: np.ndarray, labels: np.ndarray, pool: np.ndarray, params: 
     for fragment in range(2):
         drawn = np.ones(n) if fragment == 0 else (draws.uniform(0.0, 1.0, n) < 0.5).astype(np.float64)
         _clutter(canvas, glyphs[pool[draws.integers(0, n, n)]], centre, height, base, drawn, params, draws)
-    cover, _, _ = ink(glyphs[pool], (size, size), centre, height, turn, draws.uniform(0.85, 1.15, n))
+    cover = ink(glyphs[pool], (size, size), centre, height, turn, draws.uniform(0.85, 1.15, n))
     paint(canvas, cover, colours(base + sign * contrast, draws.uniform(-1.0, 1.0, n, 2)))
     canvas += draws.uniform(-params.noise, params.noise, n, size, size, 1)
     return to_uint8(canvas)
@@ -141,7 +141,7 @@ def _clutter(
     reach = height * draws.uniform(0.55, 0.8, n)
     place = centre + np.stack([cos * reach, sin * reach], axis=1)
     turn = draws.uniform(-1.0, 1.0, n)
-    cover, _, _ = ink(glyphs, (size, size), place, draws.uniform(*params.height, n), turn)
+    cover = ink(glyphs, (size, size), place, draws.uniform(*params.height, n), turn)
     rows = np.arange(size)[None, :, None] + 0.5 - place[:, 0, None, None]
     cols = np.arange(size)[None, None, :] + 0.5 - place[:, 1, None, None]
     outward = rows * cos[:, None, None] + cols * sin[:, None, None]  # N×H×W, pixels beyond the fragment's centre

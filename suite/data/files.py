@@ -78,7 +78,7 @@ def from_listing(name: str, split: str, listing: Listing, options: Options) -> I
         array, late = _into_memory(paths, kept, options.in_memory)
         broken = sorted(broken + late)
     if broken and options.on_broken != "skip":
-        raise UsageError(f"{name}/{split}: {summary(paths, broken)}; repair them or choose on_broken=skip")
+        raise UsageError(f"{name}/{split}: {summary(paths, broken)}; repair them or choose --on-broken skip")
     kept = _without(len(paths), broken)
     if not len(kept):
         raise UsageError(f"{name}/{split}: none of the {len(paths)} image files can be read")

@@ -48,7 +48,8 @@ def image_folder(root: Path, split: str, *, hold_out: bool = True) -> Listing:
             raise UsageError(f"no split {split!r} in {str(root)!r} (valid: {', '.join(folders)})")
     if split == "train" and hold_out and len(folders) == 1:
         return _held_out(root, folder, split, hold_out)
-    classes = class_folders(folders["train"]) if "train" in folders else []
+    train = folders.get("train", folder)
+    classes = class_folders(train) if train != folder else []
     return labelled_folder(root, folder, classes if len(classes) > 1 else None)
 
 
@@ -76,9 +77,9 @@ def labelled_folder(root: Path, folder: Path, classes: list[str] | None = None) 
             raise unknown(f"class folder in {str(folder)!r} (not in train):", name, classes)
         names += [f"{name}/{image}" for image in below]
         labels += [number.get(name, -1)] * len(below)
-    loose = [entry.name for entry in os.scandir(folder) if is_image(entry.name) and entry.is_file()]
+    loose = sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name) and entry.is_file())
     target = np.array(labels, dtype=np.int64)
-    return Listing(root, _relative(root, folder, names), tuple(classes), target, loose=sorted(loose))
+    return Listing(root, _relative(root, folder, names), tuple(classes), target, loose=_relative(root, folder, loose))
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -118,7 +119,7 @@ def unwrapped(root: Path) -> Path:
         root = inner
 
 
-def held_out(labels: np.ndarray) -> np.ndarray:
+def test_tenth(labels: np.ndarray) -> np.ndarray:
     """Mask of the images held out as `test`: the same fixed tenth of each class every time, at least one."""
     mask = np.zeros(len(labels), dtype=bool)
     for c in np.unique(labels):
@@ -137,7 +138,7 @@ def _held_out(root: Path, folder: Path, split: str, hold_out: bool) -> Listing:
         raise UsageError(f"no split {split!r} in {str(root)!r} (valid: train)")
     if listing.labels is None:
         raise UsageError(f"no split {split!r} in {str(root)!r}: its pictures carry no labels (valid: train)")
-    mask = held_out(listing.labels)
+    mask = test_tenth(listing.labels)
     chosen = np.flatnonzero(mask if split != "train" else ~mask)
     names = [listing.names[int(i)] for i in chosen]
     return Listing(root, names, listing.classes, listing.labels[chosen], loose=listing.loose)

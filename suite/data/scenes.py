@@ -168,7 +168,7 @@ def _scene(glyphs: np.ndarray, labels: np.ndarray, pool: np.ndarray, params: Sce
         colour = _colour(base, params, draws)
         if spot is None:
             continue
-        cover = ink(glyphs[source][None], (size, size), np.array([spot]), np.array([height]), turn)[0]
+        cover = ink(glyphs[source][None], (size, size), np.array([spot]), np.array([height]), turn)
         solid = cover[0] > 0.5
         after = np.where(solid, len(own) + 1, owner)
         if any((after == i + 1).sum() < 0.4 * mask.sum() for i, mask in enumerate([*own, solid])):

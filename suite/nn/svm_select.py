@@ -71,7 +71,7 @@ def make_fitter(
 
 def normalise(features: np.ndarray, device: torch.device) -> Tensor:
     """Features N×d divided by their norm + 1e-5, in float64."""
-    x = torch.as_tensor(np.asarray(features)).to(device).double().flatten(1)
+    x = torch.from_numpy(np.array(features, dtype=np.float64)).to(device)
     return x / (x.norm(dim=1, keepdim=True) + 1e-5)
 
 

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conformance of every recipe, and every paper preset against a data file of published settings."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from suite import config as configs
+from suite import plugins
+from suite.data import load
+from suite.nn.gather import world_size
+from suite.testing import build, check_recipe, trainer
+
+SETTINGS = Path(__file__).parent / "settings.csv"
+
+
+@pytest.mark.parametrize("name", plugins.find("recipes"))
+def test_conformance(name):
+    check_recipe(plugins.load("recipes", name))
+
+
+@pytest.mark.parametrize("row", list(csv.DictReader(SETTINGS.open())), ids=lambda r: f"{r['recipe']}:{r['preset']}:{r['key']}")
+def test_settings_equal_the_published_ones(row):
+    recipe = plugins.load("recipes", row["recipe"])
+    value = configs.to_dict(recipe.presets[row["preset"]])
+    for part in row["key"].split("."):
+        value = value[part]
+    assert value == json.loads(row["value"]), row["source"]
+
+
+def test_every_paper_preset_is_in_the_settings_file():
+    listed = {(row["recipe"], row["preset"]) for row in csv.DictReader(SETTINGS.open())}
+    for name, recipe in plugins.load_all("recipes").items():
+        for preset in recipe.presets:
+            if preset.endswith("_in1k") and recipe.method is not None:
+                assert (name, preset) in listed
+
+
+def test_first_mocov2_loss_is_near_the_logarithm_of_the_queue(digits):
+    """RECIPES section 9: random unit keys make all similarities alike."""
+    recipe = plugins.load("recipes", "mocov2")
+    config = configs.override(recipe.presets["tiny"], ["temperature=1.0", "dim=64", "queue=128"])
+    fresh = trainer(recipe, config, digits)
+    batch = next(fresh.loader.epoch(0))
+    loss = fresh.method(batch)["loss"].item()
+    # The positive is another view of the same image, so the loss lies a little below ln(K + 1).
+    assert math.log(129) - 1 < loss < math.log(129) + 0.1
+
+
+def test_mocov2_queue_and_momentum_follow_the_paper(digits):
+    assert world_size() == 1
+    recipe = plugins.load("recipes", "mocov2")
+    fresh = trainer(recipe, recipe.presets["tiny"], digits)
+    method, before = fresh.method, [p.clone() for p in fresh.method.f_k.module.parameters()]
+    keys = method.queue.keys.clone()
+    batch = next(fresh.loader.epoch(0))
+    with torch.no_grad():
+        for p in method.backbone.parameters():
+            p.add_(1.0)
+    method.on_step_start(fresh._progress(0))
+    method(batch)
+    moved = [(new - old).mean().item() for new, old in zip(method.f_k.module.parameters(), before, strict=True)]
+    assert max(moved) == pytest.approx(1 - 0.9, rel=1e-3)
+    n = len(batch.index)
+    assert int(method.queue.position) == n and torch.equal(method.queue.keys[n:], keys[n:])
+    assert not torch.equal(method.queue.keys[:n], keys[:n])
+    assert torch.allclose(method.queue.keys.norm(dim=1), torch.ones(len(keys)), atol=1e-4)
+
+
+def test_random_is_what_the_seed_says():
+    recipe = plugins.load("recipes", "random")
+    assert recipe.method is None and recipe.control
+    assert recipe.presets["digits"].arch_options == plugins.load("recipes", "mocov2").presets["digits"].arch_options
+
+
+def test_tiny_losses_are_golden():
+    """A change of these numbers changes every published run: it needs a version bump and a note in the changelog."""
+    golden = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
+    images = load("digits", "train")
+    for name, expected in golden.items():
+        recipe = plugins.load("recipes", name)
+        config = configs.override(recipe.presets["tiny"], ["precision=32", "max_steps=3"])
+        some, losses = trainer(recipe, config, images, log_every=1), []
+        some.log = lambda row, losses=losses: losses.append(row["loss"])
+        from suite.progress import Reporter
+
+        some.run(Reporter(), name)
+        np.testing.assert_allclose(losses, expected, rtol=2e-3)
+    assert set(golden) == {name for name, recipe in plugins.load_all("recipes").items() if recipe.method is not None}
+
+
+def test_build_is_seeded(digits):
+    recipe = plugins.load("recipes", "simclr")
+    first, second = (build(recipe, recipe.presets["tiny"], digits) for _ in range(2))
+    assert first.backbone.sha256() == second.backbone.sha256()
