@@ -39,6 +39,8 @@ class DetectionConfig(EvalConfig):
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    clip: float | None = None
+    "Largest norm of the gradient; None: any."
     milestones: tuple[int, ...] = (110, 135)
     "Iterations at which the rate is divided by ten."
     warmup: int = 20
@@ -49,6 +51,8 @@ class DetectionConfig(EvalConfig):
     test_side: int = 96
     max_side: int = 160
     "Longest side in pixels."
+    flip: float = 0.5
+    "Probability of mirroring a training picture."
     frozen_stages: int = 0
     "ResNet-like networks: 1 freezes the stem, 2 the first residual stage too, and so on."
     extra_norm: bool = True
@@ -124,7 +128,7 @@ def transforms(cfg: DetectionConfig, training: bool) -> list[Callable[[Any], Any
         keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
         return [*load, Resize((cfg.max_side, cfg.test_side), keep_ratio=True), PackDetInputs(meta_keys=keys)]
     resize = [[Resize((cfg.max_side, side), keep_ratio=True)] for side in cfg.sides]
-    return [*load, RandomChoice(resize), RandomFlip(prob=0.5), PackDetInputs()]
+    return [*load, RandomChoice(resize), RandomFlip(prob=float(cfg.flip)), PackDetInputs()]
 
 
 def score(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import NonNegativeFloat
 
 from suite.backbone import Backbone
 from suite.data.split import held_out
@@ -29,7 +30,7 @@ class KNNConfig(EvalConfig):
     """Settings of the kNN evaluation."""
 
     ks: tuple[int, ...] = (1, 5, 10, 20, 100, 200)
-    temperature: float = 0.07
+    temperature: NonNegativeFloat = 0.07
     "T of the vote exp(similarity / T); 0: every neighbour has one vote."
     choose: bool = True
     "True: the headline's k is chosen on held-out training data; False: it is the last of `ks`."

@@ -38,6 +38,8 @@ class SegmentationConfig(EvalConfig):
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    clip: float | None = None
+    "Largest norm of the gradient; None: any."
     power: float = 0.9
     "Exponent of the polynomial decay of the rate."
     min_lr: float = 1e-4
@@ -49,6 +51,8 @@ class SegmentationConfig(EvalConfig):
     "Side of the training crop in pixels, and of the test window if `slide` is set."
     slide: int = 0
     "Step of the sliding test window in pixels; 0: whole pictures."
+    flip: float = 0.5
+    "Probability of mirroring a training picture."
     distort: bool = False
     "Random brightness, contrast, saturation and hue in training."
     stride: int = 8
@@ -60,6 +64,8 @@ class SegmentationConfig(EvalConfig):
     "Join the head's input to its last features."
     auxiliary: float = 0.0
     "Weight of a second head's loss on the stage before the last; 0: none."
+    background_weight: float = 1.0
+    "Weight of class 0 in the loss: small objects on much background are not learnt in few iterations without one."
     dropout: float = 0.1
     align_corners: bool = False
     frozen_stages: int = 0
@@ -126,7 +132,7 @@ def transforms(cfg: SegmentationConfig, training: bool) -> list[Callable[[Any], 
     if not training:  # the label map keeps its own size
         return [load[0], Resize(scale=cfg.scale, keep_ratio=True), load[1], PackSegInputs()]
     resize = RandomResize(scale=cfg.scale, ratio_range=cfg.resize, keep_ratio=True)
-    steps = [*load, resize, RandomCrop((cfg.crop, cfg.crop), cat_max_ratio=0.75), RandomFlip(prob=0.5)]
+    steps = [*load, resize, RandomCrop((cfg.crop, cfg.crop), cat_max_ratio=0.75), RandomFlip(prob=float(cfg.flip))]
     return [*steps, *([PhotoMetricDistortion()] if cfg.distort else []), PackSegInputs()]
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,13 +37,13 @@ from suite.views import ColorJitter, GaussianBlur, Grayscale, HorizontalFlip, No
 class MoCoV2Config(Config):
     """Settings of MoCo v2; the defaults are the paper's."""
 
-    dim: int = 128
-    hidden: int = 2048
-    queue: int = 65536
+    dim: PositiveInt = 128
+    hidden: PositiveInt = 2048
+    queue: PositiveInt = 65536
     "K, the number of negatives."
-    m: float = 0.999
+    m: NonNegativeFloat = 0.999
     "Momentum of the key encoder."
-    temperature: float = 0.2
+    temperature: PositiveFloat = 0.2
     crop_min: float = 0.2
     blur: float = 0.5
     "Probability of Gaussian blur."

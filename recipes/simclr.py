@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from suite.backbone import Backbone
@@ -32,9 +33,9 @@ from suite.views import ColorJitter, GaussianBlur, Grayscale, HorizontalFlip, No
 class SimCLRConfig(Config):
     """Settings of SimCLR; the defaults are the paper's, the batch norm is over the global batch."""
 
-    dim: int = 128
-    hidden: int = 2048
-    temperature: float = 0.1
+    dim: PositiveInt = 128
+    hidden: PositiveInt = 2048
+    temperature: PositiveFloat = 0.1
     sync_bn: bool = True
     crop_min: float = 0.08
     blur: float = 0.5

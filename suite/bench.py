@@ -72,8 +72,10 @@ class Sources:
         raise UsageError(f"no data set for {task}: give --data-root NAME=DIR (see `suite data ls`)")
 
     def load(self, name: str, split: str) -> ImageSet:
-        """Load a split of a data set of the catalogue."""
-        return load(name, split, self.roots.get(name), cache=self.cache, on_broken=self.on_broken)
+        """Load what the data set's protocols call `train` or `test` (trainval of VOC, val of ImageNet)."""
+        known = card(name)
+        own = {"train": known.train, "test": known.test or "test"}.get(split, split)
+        return load(name, own, self.roots.get(name), cache=self.cache, on_broken=self.on_broken)
 
 
 class Bench:

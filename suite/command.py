@@ -219,13 +219,12 @@ def compare(base: str, head: str, bench: str, tolerance: float, alpha: float, ru
     """Verdict on two checkpoints, evaluating what `bench` asks for where a weights file has no results yet."""
     from suite import compare as comparison
 
-    store = Store(runs)
     if bench:
         asked = Asked([], [], [None], bench, [])
         base, head = (_evaluated(side, asked, runs, reporter) for side in (base, head))
     evaluators = plugins.load_all("evaluators")
     return comparison.compare(
-        base, head, store=store, tolerance=tolerance, alpha=alpha, evaluators=evaluators, load=_backbone
+        base, head, store=runs, tolerance=tolerance, alpha=alpha, evaluators=evaluators, load=_backbone
     )
 
 
@@ -324,7 +323,10 @@ def check_data(name: str, root: Path | None) -> tuple[list[str], bool]:
     from suite.data.check import check
 
     found = check(name, root)
-    lines = [f"{split}: {count} images" for split, count in found.counts.items()]
+    lines = []
+    for split, count in found.totals.items():
+        wanted = found.expected.get(split)
+        lines.append(f"{split}: {count} images" + (f", {wanted} expected" if wanted not in (None, count) else ""))
     lines += [f"{problem.file}: {problem.reason}" for problem in found.problems]
     lines.append(f"{name}: complete" if found.ok else f"{name}: {len(found.problems)} problem(s). {found.how_to_obtain}")
     return lines, found.ok

@@ -32,7 +32,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise UsageError(f"override {assignment!r} is not key=value")
-        _assign(raw, type(config), key, key.split("."), _value(text))
+        _assign(raw, type(config), key, key.split("."), text)
     return from_dict(type(config), raw)
 
 
@@ -43,7 +43,7 @@ def _value(text: str) -> Any:
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-def _assign(raw: dict[str, Any], kind: Any, full: str, path: list[str], value: Any) -> None:
+def _assign(raw: dict[str, Any], kind: Any, full: str, path: list[str], text: str) -> None:
     name, rest = path[0], path[1:]
     if dataclasses.is_dataclass(kind):
         fields = {f.name for f in dataclasses.fields(kind)}
@@ -51,9 +51,11 @@ def _assign(raw: dict[str, Any], kind: Any, full: str, path: list[str], value: A
             raise unknown("config key", full, fields if len(full.split(".")) == 1 else _dotted(full, path, fields))
         kind = get_type_hints(kind)[name]
     if not rest:
-        raw[name] = value
+        value = _value(text)
+        # `precision=32` means the word "32": where a string stands, only a quoted value is read as JSON.
+        raw[name] = text if isinstance(raw.get(name), str) and not isinstance(value, str) else value
     elif isinstance(raw.get(name), dict):
-        _assign(raw[name], kind, full, rest, value)
+        _assign(raw[name], kind, full, rest, text)
     else:
         raise UsageError(f"config key {full!r}: {name!r} holds a plain value and has no parts")
 
@@ -79,34 +81,17 @@ def from_dict(kind: type[T], raw: Mapping[str, Any]) -> T:
         if name not in known:
             raise unknown("config key", name, known)
     try:
-        config = TypeAdapter(kind).validate_python(dict(raw))
+        return TypeAdapter(kind).validate_python(dict(raw))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"][0].lower() + first["msg"][1:]
         raise UsageError(f"config key {where!r} = {first['input']!r}: {message}") from None
-    _check_ranges(config)
-    return config
-
-
-POSITIVE = ("epochs", "batch", "size", "lr", "temperature", "queue", "dim", "k")
-NOT_NEGATIVE = ("weight_decay", "momentum", "workers", "seed", "warmup", "min_lr", "gamma", "warmup_ratio")
-
-
-def _check_ranges(config: Any, prefix: str = "") -> None:
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            _check_ranges(value, f"{prefix}{f.name}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            if f.name in POSITIVE and not value > 0:
-                raise UsageError(f"config key {prefix + f.name!r} = {value!r}: must be greater than 0")
-            if f.name in NOT_NEGATIVE and not value >= 0:
-                raise UsageError(f"config key {prefix + f.name!r} = {value!r}: must not be negative")
 
 
 def digest(config: Any, *extra: object) -> str:
     """sha256 (hex) over what defines the measurement: the config without seed and workers, plus `extra`."""
+    config = from_dict(type(config), to_dict(config))  # 5 and 5.0 are one setting
     raw = {key: value for key, value in to_dict(config).items() if key not in OUTSIDE_DIGEST}
     text = json.dumps([raw, *extra], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

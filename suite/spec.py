@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
 if TYPE_CHECKING:
     from suite.backbone import Backbone
     from suite.bench import Bench
@@ -22,7 +24,7 @@ class Rule:
     """What a parameter whose name matches `pattern` (a regular expression, searched) does differently."""
 
     pattern: str
-    lr_mult: float = 1.0
+    lr_mult: NonNegativeFloat = 1.0
     weight_decay: float | None = None
     "None keeps the recipe's value."
     adapt: bool = True
@@ -37,27 +39,27 @@ class Optim:
     """Optimizer and learning-rate schedule. `lr` is for the recipe's global batch; nothing rescales it silently."""
 
     name: Literal["sgd", "adamw", "lars", "lamb", "adam"] = "sgd"
-    lr: float
-    momentum: float = 0.9
+    lr: PositiveFloat
+    momentum: NonNegativeFloat = 0.9
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     milestones: tuple[float, ...] = ()
     "Epochs at which a step schedule multiplies the rate by `gamma`."
-    gamma: float = 0.1
-    warmup: float = 0.0
+    gamma: NonNegativeFloat = 0.1
+    warmup: NonNegativeFloat = 0.0
     "Epochs of linear warm-up."
-    warmup_ratio: float = 0.0
+    warmup_ratio: NonNegativeFloat = 0.0
     "The rate at step 0 as a fraction of the regular one."
-    min_lr: float = 0.0
+    min_lr: NonNegativeFloat = 0.0
     every: Literal["step", "epoch"] = "step"
     "How often the schedule moves."
     shift: bool = True
     "True: the cosine starts after the warm-up. False: it runs from step 0 under it."
-    clip: float | None = None
+    clip: PositiveFloat | None = None
     "Largest global gradient norm, or None."
-    layer_decay: float | None = None
+    layer_decay: PositiveFloat | None = None
     rules: tuple[Rule, ...] = ()
     "Every matching rule applies, later ones override earlier ones."
 
@@ -73,18 +75,18 @@ class Config:
     stem: Literal["imagenet", "cifar"] = "imagenet"
     "cifar: first convolution with stride 1, no max-pooling."
     dataset: str = "imagenet"
-    size: int = 224
+    size: PositiveInt = 224
     "Side of the (first) training view in pixels."
-    epochs: int = 200
-    batch: int = 256
+    epochs: PositiveInt = 200
+    batch: PositiveInt = 256
     "Global batch: the same on any number of devices."
     optim: Optim = field(default_factory=lambda: Optim(lr=0.03))
     precision: Literal["32", "bf16", "16"] = "32"
     sync_bn: bool = False
-    max_steps: int | None = None
+    max_steps: PositiveInt | None = None
     "Stop after this many steps in all, None: after `epochs`."
-    seed: int = 0
-    workers: int = 2
+    seed: NonNegativeInt = 0
+    workers: NonNegativeInt = 2
     compare: str = ""
     "Preset whose published figures stand beside this run; empty: the preset itself."
 
@@ -157,8 +159,8 @@ class EvalConfig:
 
     dataset: str = ""
     "A catalogue name; empty: the run's own data set, or the embedded one that fits the task."
-    seed: int = 0
-    workers: int = 2
+    seed: NonNegativeInt = 0
+    workers: NonNegativeInt = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,12 +159,15 @@ class Trainer:
         torch.manual_seed((self.plan.seed * 7_919 + self.step) * 1_009 + self.fabric.global_rank)
         optim.set_rate(self.optimizer, self.plan.optim, optim.rate(self.plan.optim, self.step, self.per_epoch, self.total))
         self.method.on_step_start(progress)
+        means: dict[str, Tensor] = {}
         for micro in range(self.plan.accumulate):
             batch = next(batches)
             last = micro == self.plan.accumulate - 1
             with self.fabric.no_backward_sync(self.model, enabled=not last):
                 values = self.model(batch)
                 self.fabric.backward(values["loss"] / self.plan.accumulate)
+            for name, value in values.items():
+                means[name] = means.get(name, 0) + value.detach() / self.plan.accumulate
         self.method.after_backward(progress)
         if self.plan.optim.clip is not None:
             self.fabric.clip_gradients(self.model, self.wrapped, max_norm=self.plan.optim.clip, error_if_nonfinite=False)
@@ -173,7 +176,7 @@ class Trainer:
         self.method.after_step(progress)
         self.step += 1
         self.outcome.steps, self.outcome.images = self.step, self.outcome.images + self.plan.batch
-        self.pending.append((self.step, {name: value.detach() for name, value in values.items()}))
+        self.pending.append((self.step, means))
 
     def _progress(self, epoch: int) -> Progress:
         return Progress(epoch, self.step, self.per_epoch, self.total)

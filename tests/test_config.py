@@ -32,7 +32,7 @@ def test_override_nested_keeps_the_original():
         ("temprature=1", "did you mean 'temperature'"),
         ("optim.lrr=1", "did you mean 'optim.lr'"),
         ("epochs=many", "'epochs' = 'many'"),
-        ("epochs=-1", "must be greater than 0"),
+        ("epochs=-1", "should be greater than 0"),
         ("optim.lr=0", "'optim.lr' = 0"),
         ("precision=8", "precision"),
         ("epochs", "not key=value"),

@@ -168,9 +168,7 @@ def test_difficult_images_are_ignored_or_trained_as_negatives():
         for wild in (False, True):
             bench = FakeBench()
             column = bench.sets["train"]
-            column[:, 1:] = column[
-                :, :1
-            ]  # one label pattern, so that a difficult image is so for all classes
+            column[:, 1:] = column[:, :1]  # one label pattern, so that a difficult image is so for all classes
             for matrix in bench.matrices["train"].values():
                 matrix[column[:, 0] == 0] *= -1 if wild else 1
             EVALUATOR.run(BACKBONE, replace(SMALL, difficult=difficult, shots=()), bench)
@@ -219,9 +217,7 @@ def test_low_shot_costs_depend_on_the_draw_alone():
     for one in (bench, wild):
         if one is wild:
             one.matrices["train"]["stage2@2"][~used] *= -5
-        fitter = evaluator.make_fitter(
-            one.matrices["train"]["stage2@2"], one.matrices["test"]["stage2@2"], one.device
-        )
+        fitter = evaluator.make_fitter(one.matrices["train"]["stage2@2"], one.matrices["test"]["stage2@2"], one.device)
         outputs.append(evaluator.low_shot(fitter, one.sets["train"], one.sets["test"], 4, cfg))
     assert outputs[0][1] == outputs[1][1]
     np.testing.assert_allclose(outputs[0][0], outputs[1][0], atol=0.05)

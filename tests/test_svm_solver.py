@@ -37,9 +37,7 @@ def problem(samples, width, rates, seed=0):
     x = np.maximum(hidden @ rng.standard_normal((20, width)) + 0.7 * rng.standard_normal((samples, width)), 0)
     x /= np.linalg.norm(x, axis=1, keepdims=True) + 1e-5
     score = hidden @ rng.standard_normal((20, len(rates))) + 0.5 * rng.standard_normal((samples, len(rates)))
-    cut = [
-        np.sort(column)[-max(1, round(rate * samples))] for column, rate in zip(score.T, rates, strict=True)
-    ]
+    cut = [np.sort(column)[-max(1, round(rate * samples))] for column, rate in zip(score.T, rates, strict=True)]
     return torch.from_numpy(x), torch.from_numpy(np.where(score >= cut, 1.0, -1.0).T.copy())
 
 
@@ -88,9 +86,7 @@ def test_average_precision_and_objective_equal_scikit_learn(samples, width, rate
     for found in fit(x, y, COSTS, weigh(y)):
         ours = decision(fresh, found.coefficients(x)).numpy()
         for row in range(len(rates)):
-            machine = LinearSVC(
-                C=found.cost, dual=False, tol=1e-9, max_iter=20000, class_weight={1: 2, -1: 1}
-            )
+            machine = LinearSVC(C=found.cost, dual=False, tol=1e-9, max_iter=20000, class_weight={1: 2, -1: 1})
             machine.fit(x.numpy(), truth[row])
             theirs = machine.decision_function(fresh.numpy())
             gap = abs(voc_ap(truth[row], ours[row]) - voc_ap(truth[row], theirs))
@@ -215,13 +211,11 @@ def test_line_search_finds_the_minimum_on_the_way_and_keeps_good_full_steps():
 
 @pytest.mark.parametrize("few", [False, True])
 def test_ignored_samples_have_no_influence(few):
-    """Weight 0 and target 0 equal leaving the sample out, however wild; `few` takes the stacked solver."""
+    """Weight 0 and target 0 equal leaving it out, however wild; `few` takes the stacked solver."""
     x, y = problem(200, 40, (0.3, 0.4), seed=7)
     kept = torch.zeros(2, 200, dtype=torch.bool)
     for row in range(2):
-        kept[row, torch.randperm(200, generator=torch.Generator().manual_seed(row))[: 30 if few else 150]] = (
-            True
-        )
+        kept[row, torch.randperm(200, generator=torch.Generator().manual_seed(row))[: 30 if few else 150]] = True
     masked = fit(x, y * kept, (0.01, 10.0), weigh(y))
     held = fit(x, y, (0.01, 10.0), weigh(y) * kept)
     lies = fit(x, torch.where(kept, y, -y), (0.01, 10.0), weigh(y) * kept)
@@ -230,9 +224,7 @@ def test_ignored_samples_have_no_influence(few):
         assert torch.equal(masked[i].dual, held[i].dual) and torch.equal(held[i].dual, lies[i].dual)
         assert not held[i].dual[~kept].any()
         for row in range(2):
-            alone = fit(
-                x[kept[row]], y[row : row + 1, kept[row]], [cost], weigh(y)[row : row + 1, kept[row]]
-            )[0]
+            alone = fit(x[kept[row]], y[row : row + 1, kept[row]], [cost], weigh(y)[row : row + 1, kept[row]])[0]
             scores = decision(x, alone.coefficients(x[kept[row]]))[0]
             torch.testing.assert_close(held[i].scores[row], scores, rtol=1e-3, atol=1e-4)
 
@@ -272,9 +264,7 @@ def test_folds_equal_scikit_learn(folds):
             expected = np.full(size + 7, -1)
             for number, (_, test) in enumerate(StratifiedKFold(folds).split(np.zeros(size), y)):
                 expected[used[test]] = number
-            np.testing.assert_array_equal(
-                stratified_folds(torch.from_numpy(target)[None], folds)[0].numpy(), expected
-            )
+            np.testing.assert_array_equal(stratified_folds(torch.from_numpy(target)[None], folds)[0].numpy(), expected)
 
 
 def test_average_precision_equals_scikit_learn_with_ties():
@@ -283,9 +273,7 @@ def test_average_precision_equals_scikit_learn_with_ties():
         target, score = rng.choice([-1, 0, 1], (3, 30)), np.round(rng.standard_normal((3, 30)), 1)
         ours = average_precision(torch.from_numpy(target), torch.from_numpy(score))
         for t, s, value in zip(target, score, ours, strict=True):
-            assert float(value) == pytest.approx(
-                average_precision_score(t[t != 0], s[t != 0], pos_label=1), abs=1e-12
-            )
+            assert float(value) == pytest.approx(average_precision_score(t[t != 0], s[t != 0], pos_label=1), abs=1e-12)
     assert torch.isnan(average_precision(-torch.ones(1, 5), torch.zeros(1, 5))).all()
 
 
@@ -317,7 +305,7 @@ def test_both_solvers_choose_alike():
     assert ours[0].shape == (3, 3) and ours[1].shape == (3, 3, 80)
     torch.testing.assert_close(ours[0], theirs[0], atol=2e-3, rtol=0)
     torch.testing.assert_close(ours[1], theirs[1], atol=2e-2, rtol=0)
-    assert ours[2] <= 1e-8 and np.isnan(theirs[2])
+    assert 0 < ours[2] <= 1e-8 < theirs[2] < 0.1  # 2000 epochs of liblinear at its default tolerance
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -150,7 +150,7 @@ def finetune(
             torch.manual_seed(cfg.seed * 1_000_003 + step)  # the heads sample boxes at random
             for group in optimizer.param_groups:
                 group["lr"] = cfg.lr * rate(step)
-            loss = _step(model, samples, cfg.accumulate, bench, optimizer, scaler)
+            loss = _step(model, samples, cfg, bench, optimizer, scaler)
             if not np.isfinite(loss):
                 raise JobError(f"the loss is {loss} at iteration {step} of fine-tuning; lower lr={cfg.lr:g}")
             advance(1)
@@ -160,10 +160,17 @@ def finetune(
     checkpoint.path.unlink(missing_ok=True)
 
 
-def _step(model: Any, samples: list[Item], parts: int, bench: Bench, optimizer: torch.optim.Optimizer, scaler: Any) -> float:
+def _step(
+    model: Any,
+    samples: list[Item],
+    cfg: DetectionConfig | SegmentationConfig,
+    bench: Bench,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+) -> float:
     """One optimizer step; returns the loss."""
     optimizer.zero_grad(set_to_none=True)
-    size, total = -(-len(samples) // parts), 0.0
+    size, total = -(-len(samples) // cfg.accumulate), 0.0
     for begin in range(0, len(samples), size):
         part = samples[begin : begin + size]
         batch = model.data_preprocessor(collate(part), training=True)
@@ -172,6 +179,9 @@ def _step(model: Any, samples: list[Item], parts: int, bench: Bench, optimizer: 
         loss = total_loss(losses) * (len(part) / len(samples))
         scaler.scale(loss).backward()
         total += float(loss.detach())
+    if cfg.clip is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], cfg.clip)
     scaler.step(optimizer)
     scaler.update()
     return total

@@ -85,5 +85,10 @@ def _head(
         "norm_cfg": {"type": "BN"},
         "align_corners": cfg.align_corners,
         "ignore_index": IGNORE,
-        "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": weight},
+        "loss_decode": {
+            "type": "CrossEntropyLoss",
+            "use_sigmoid": False,
+            "loss_weight": weight,
+            "class_weight": [cfg.background_weight] + [1.0] * (classes - 1) if cfg.background_weight != 1 else None,
+        },
     }

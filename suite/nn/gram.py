@@ -55,9 +55,7 @@ class SharedGram:
         if self.matrix is not None:
             return self.matrix[index.unsqueeze(-1), index.unsqueeze(-2)]
         if index.ndim > 1:
-            return torch.stack(
-                [self.block(row) for row in index]
-            )  # all rows of Z at once would fill the memory
+            return torch.stack([self.block(row) for row in index])  # all rows of Z at once would fill the memory
         z = self.factor[index]
         return z @ z.T
 

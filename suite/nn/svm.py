@@ -177,9 +177,7 @@ def _newton(
         dual, scores, failed = _line_search(kernel, y, cost, dual, scores, target, slopes, values)
         exact = exact | failed
     worst = float((gaps / objectives).nan_to_num(torch.inf).max())
-    raise JobError(
-        f"SVM stopped at relative gap {worst:.1e} after {MAX_STEPS} Newton steps, not below {tol:.1e}"
-    )
+    raise JobError(f"SVM stopped at relative gap {worst:.1e} after {MAX_STEPS} Newton steps, not below {tol:.1e}")
 
 
 def _line_search(
