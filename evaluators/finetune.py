@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class FinetuneConfig(EvalConfig):
     """Settings of fine-tuning."""
 
-    lrs: tuple[float, ...] = (0.01, 0.05)
+    lrs: tuple[float, ...] = (0.05, 0.2)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     epochs: int = 4
     batch: int = 128

@@ -27,18 +27,19 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationConfig(EvalConfig):
-    """How to fine-tune and test the segmenter."""
+    """How to fine-tune and test the segmenter; the defaults are for the embedded scenes and networks of their size."""
 
     lists: tuple[tuple[str, str], ...] = ()
     "VOC layout: training lists in ImageSets/Segmentation and the folders of their label maps; empty: the split's own."
-    iterations: int = 120
+    workers: int = 0
+    iterations: int = 80
     batch: int = 8
     accumulate: int = 1
     "Parts that a batch is computed in, to save memory; BatchNorm sees one part at a time."
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    clip: float | None = None
+    clip: float | None = 5.0
     "Largest norm of the gradient; None: any."
     power: float = 0.9
     "Exponent of the polynomial decay of the rate."
@@ -47,11 +48,11 @@ class SegmentationConfig(EvalConfig):
     "Longest and shortest side that pictures are fitted into."
     resize: tuple[float, float] = (0.75, 1.5)
     "Range of random factors on that size in training."
-    crop: int = 96
+    crop: int = 64
     "Side of the training crop in pixels, and of the test window if `slide` is set."
     slide: int = 0
     "Step of the sliding test window in pixels; 0: whole pictures."
-    flip: float = 0.5
+    flip: float = 0.0
     "Probability of mirroring a training picture."
     distort: bool = False
     "Random brightness, contrast, saturation and hue in training."
@@ -64,11 +65,11 @@ class SegmentationConfig(EvalConfig):
     "Join the head's input to its last features."
     auxiliary: float = 0.0
     "Weight of a second head's loss on the stage before the last; 0: none."
-    background_weight: float = 1.0
+    background_weight: float = 0.1
     "Weight of class 0 in the loss: small objects on much background are not learnt in few iterations without one."
     dropout: float = 0.1
     align_corners: bool = False
-    frozen_stages: int = 0
+    frozen_stages: int = 2
     "ResNet-like networks: 1 freezes the stem, 2 the first residual stage too, and so on."
     test_batch: int = 16
 
@@ -76,11 +77,12 @@ class SegmentationConfig(EvalConfig):
 VOC12AUG = SegmentationConfig(
     dataset="voc12", lists=(("train", "SegmentationClass"), ("aug", "SegmentationClassAug")), iterations=20_000, batch=16,
     lr=0.01, scale=(2048, 512), resize=(0.5, 2.0), crop=512, distort=True, channels=512, convs=2, concat=True, auxiliary=0.4,
-    test_batch=1, workers=8,
+    clip=None, flip=0.5, background_weight=1.0, frozen_stages=0, test_batch=1, workers=8,
 )  # fmt: skip
 CITYSCAPES = SegmentationConfig(
     dataset="cityscapes", iterations=40_000, batch=8, lr=0.01, scale=(2049, 1025), resize=(0.5, 2.0), crop=769, slide=513,
-    distort=True, channels=512, convs=2, concat=True, auxiliary=0.4, align_corners=True, test_batch=1, workers=8,
+    distort=True, channels=512, convs=2, concat=True, auxiliary=0.4, align_corners=True, clip=None, flip=0.5,
+    background_weight=1.0, frozen_stages=0, test_batch=1, workers=8,
 )  # fmt: skip
 
 
@@ -161,7 +163,7 @@ EVALUATOR = Evaluator(
         Metric("aacc", "pixel accuracy"),
     ),
     describe={
-        "default": "FCN on the embedded digit scenes, 120 iterations",
+        "default": "FCN on the embedded digit scenes, 80 iterations",
         "voc12aug_fcn_20k": "FCN, output stride 8, on VOC12 with SBD, crops of 512; 20k iterations of 16 pictures",
         "cityscapes_fcn_40k": "FCN, output stride 8, on Cityscapes, crops of 769; 40k iterations of 8 pictures",
     },

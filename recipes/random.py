@@ -9,7 +9,7 @@ Expected: VOC07 SVM 30.5 mAP and ImageNet linear 4.4 for ResNet-50 (OpenSelfSup 
 
 from __future__ import annotations
 
-from suite.presets import CIFAR, DIGITS, TINY
+from suite.presets import CIFAR, DIGITS, PHOTOS, TINY
 from suite.spec import Config, Paper, Published, Recipe
 
 RECIPE = Recipe(
@@ -28,6 +28,7 @@ RECIPE = Recipe(
     presets={
         "resnet50_in1k": Config(),
         "resnet18_cifar10": Config(**CIFAR),
+        "photos": Config(**PHOTOS),
         "digits": Config(**DIGITS),
         "tiny": Config(**TINY),
     },

@@ -24,7 +24,7 @@ from suite.method import Batch, Method, TrainSet
 from suite.nn.contrast import nt_xent
 from suite.nn.heads import mlp
 from suite.optim import NORM_AND_BIAS
-from suite.presets import CIFAR, DIGITS, TINY
+from suite.presets import CIFAR, DIGITS, PHOTOS, TINY
 from suite.spec import Config, Optim, Paper, Published, Recipe, Rule
 from suite.views import ColorJitter, GaussianBlur, Grayscale, HorizontalFlip, Normalize, RandomResizedCrop, View
 
@@ -106,9 +106,10 @@ RECIPE = Recipe(
             **CIFAR, optim=Optim(lr=0.12, weight_decay=5e-4, warmup=10), temperature=0.5, hidden=512, blur=0.0,
             jitter=(0.4, 0.4, 0.4, 0.1),
         ),
+        "photos": SimCLRConfig(**PHOTOS, optim=Optim(lr=0.12, weight_decay=1e-4), temperature=0.2, hidden=512),
         "digits": SimCLRConfig(
-            **DIGITS, batch=128, epochs=40, optim=Optim(lr=0.12, weight_decay=5e-4, warmup=1), temperature=0.2,
-            hidden=128, dim=64, flip=0.0, blur=0.0, crop_min=0.3, jitter=(0.4, 0.4, 0.4, 0.1),
+            **DIGITS, batch=256, epochs=25, optim=Optim(lr=0.4, weight_decay=1e-4, warmup=1), precision="bf16",
+            temperature=0.2, hidden=128, dim=64, flip=0.0, blur=0.0, crop_min=0.5, jitter=(0.8, 0.8, 0.8, 0.5),
         ),
         "tiny": SimCLRConfig(**TINY, optim=Optim(lr=0.05), hidden=32, dim=16, flip=0.0),
     },

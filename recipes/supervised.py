@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from suite.nn.classifier import Classifier
-from suite.presets import CIFAR, DIGITS, TINY
+from suite.presets import CIFAR, DIGITS, PHOTOS, TINY
 from suite.spec import Config, Optim, Paper, Published, Recipe
 from suite.views import ColorJitter, HorizontalFlip, Normalize, RandomResizedCrop, View
 
@@ -56,8 +56,9 @@ RECIPE = Recipe(
         "resnet18_1xb128-coslr-200e_cifar10": SupervisedConfig(
             **{**CIFAR, "batch": 128}, optim=Optim(lr=0.1, weight_decay=5e-4, nesterov=True)
         ),
+        "photos": SupervisedConfig(**PHOTOS, optim=Optim(lr=0.05, weight_decay=5e-4, nesterov=True), crop_min=0.2),
         "digits": SupervisedConfig(
-            **DIGITS, batch=128, epochs=12, optim=Optim(lr=0.1, weight_decay=5e-4, nesterov=True, warmup=1),
+            **DIGITS, batch=128, epochs=8, precision="bf16", optim=Optim(lr=0.1, weight_decay=5e-4, nesterov=True, warmup=1),
             flip=0.0, crop_min=0.6,
         ),
         "tiny": SupervisedConfig(**TINY, optim=Optim(lr=0.05), flip=0.0),

@@ -141,18 +141,11 @@ def _vit(state: Mapping[str, Tensor]) -> Guess | None:
     class_token = "cls_token" in state
     patches = state["pos_embed"].shape[1] - class_token
     side = math.isqrt(patches)
-    if side * side != patches or any(
-        k in state for k in ("reg_token", "register_tokens", "pos_embed.weight")
-    ):
+    if side * side != patches or any(k in state for k in ("reg_token", "register_tokens", "pos_embed.weight")):
         return None
     if any(".mlp.w" in k or ".q_norm." in k or "rel_pos" in k or k.endswith("q_bias") for k in state):
         return None
-    if (
-        (width not in VITS and width % 64)
-        or depth > MAX_DEPTH
-        or width > MAX_WIDTH
-        or side * patch > MAX_SIDE
-    ):
+    if (width not in VITS and width % 64) or depth > MAX_DEPTH or width > MAX_WIDTH or side * patch > MAX_SIDE:
         return None
     size, standard_depth, heads = VITS.get(width, ("tiny", 12, width // 64))
     arch = f"vit_{size}_patch{patch}_224"

@@ -27,7 +27,8 @@ class Backbone(nn.Module):
     Args:
         arch: a timm model name.
         options: passed to `timm.create_model`.
-        stem: `cifar` turns the first convolution's stride to 1 and removes the max-pooling of a ResNet.
+        stem: what a ResNet starts with. `cifar`: first convolution with stride 1, no max-pooling; `nopool`: stride 2,
+            no max-pooling.
         in_chans: input channels.
 
     Attributes:
@@ -37,13 +38,11 @@ class Backbone(nn.Module):
         strides: input pixels per output pixel, per stage.
 
     Raises:
-        UsageError: unknown architecture (with the nearest name), options it does not take, or a `cifar` stem on a
+        UsageError: unknown architecture (with the nearest name), options it does not take, or a small stem on a
             network without a ResNet stem.
     """
 
-    def __init__(
-        self, arch: str, options: Mapping[str, Any] | None = None, stem: str = "imagenet", in_chans: int = 3
-    ) -> None:
+    def __init__(self, arch: str, options: Mapping[str, Any] | None = None, stem: str = "imagenet", in_chans: int = 3) -> None:
         super().__init__()
         self.arch, self.options, self.stem, self.in_chans = arch, dict(options or {}), stem, in_chans
         if not timm.is_model(arch):
@@ -52,8 +51,8 @@ class Backbone(nn.Module):
             self.net = timm.create_model(arch, pretrained=False, num_classes=0, in_chans=in_chans, **_tuples(self.options))
         except TypeError as error:
             raise UsageError(f"architecture {arch!r} does not take these options: {error}") from None
-        if stem == "cifar":
-            _cifar_stem(self.net, arch)
+        if stem != "imagenet":
+            _small_stem(self.net, arch, stem)
         if not hasattr(self.net, "forward_intermediates"):
             raise UsageError(f"architecture {arch!r} gives no intermediate features in timm; choose another")
         self.dim: int = self.net.num_features
@@ -179,12 +178,14 @@ def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
-def _cifar_stem(net: nn.Module, arch: str) -> None:
-    """Stride 1 and no pooling in a ResNet's stem; a 7×7 first convolution becomes 3×3."""
+def _small_stem(net: nn.Module, arch: str, stem: str) -> None:
+    """A ResNet's stem for small pictures: no pooling; for `cifar` stride 1 too, and a 7×7 convolution becomes 3×3."""
     conv, pool = getattr(net, "conv1", None), getattr(net, "maxpool", None)
     if conv is None or pool is None:
-        raise UsageError(f"architecture {arch!r} has no ResNet stem, so stem='cifar' does not apply")
+        raise UsageError(f"architecture {arch!r} has no ResNet stem, so stem={stem!r} does not apply")
     net.maxpool = nn.Identity()
+    if stem == "nopool":
+        return
     if isinstance(conv, nn.Sequential):
         conv[0].stride = (1, 1)
         return

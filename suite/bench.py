@@ -35,9 +35,24 @@ from suite.spec import EvalConfig, Evaluator, Optim
 from suite.store import Run, arrays_to_bytes
 from suite.train import Interrupted, Plan
 from suite.train import fit as train_loop
-from suite.views import IMAGENET_MEAN, IMAGENET_STD, CenterCrop, HorizontalFlip, Normalize, RandomResizedCrop, Resize, View, Warp
+from suite.views import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CenterCrop,
+    HorizontalFlip,
+    Normalize,
+    RandomResizedCrop,
+    Resize,
+    View,
+    Warp,
+)
 
-EMBEDDED = {"classification": "digits", "multilabel": "digit-scenes", "detection": "digit-scenes", "segmentation": "digit-scenes"}
+EMBEDDED = {
+    "classification": "digits",
+    "multilabel": "digit-scenes",
+    "detection": "digit-scenes",
+    "segmentation": "digit-scenes",
+}
 
 
 @dataclass(frozen=True)
@@ -265,9 +280,7 @@ def evaluate(
     if need:
         run.save_result(result)
         return result, True
-    bench = Bench(
-        evaluator, weights, sources, store, run.path / "work" / result.key, size, reporter, workers=workers
-    )
+    bench = Bench(evaluator, weights, sources, store, run.path / "work" / result.key, size, reporter, workers=workers)
     result = _measure(evaluator, config, bench, run, result, debug)
     run.save_result(result, None if bench.arrays is None or not result.predictions else arrays_to_bytes(bench.arrays))
     if result.status == "ok":
@@ -280,9 +293,7 @@ def _current(old: Result, new: Result) -> bool:
     return same and (old.status == "ok" or (old.status == "skipped" and bool(new.why)))
 
 
-def _measure(
-    evaluator: Evaluator, config: EvalConfig, bench: Bench, run: Run, result: Result, debug: bool
-) -> Result:
+def _measure(evaluator: Evaluator, config: EvalConfig, bench: Bench, run: Run, result: Result, debug: bool) -> Result:
     bench.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     np.random.seed(config.seed)

@@ -112,9 +112,7 @@ def _controls(jobs: Sequence[Job]) -> list[Job]:
     return [extra for run_id, extra in wanted.items() if run_id not in {job.id for job in jobs}]
 
 
-def _one(
-    job: Job, store: Store, benchmarks: Any, options: Any, asked: Asked, reporter: Reporter, main: bool
-) -> list[str]:
+def _one(job: Job, store: Store, benchmarks: Any, options: Any, asked: Asked, reporter: Reporter, main: bool) -> list[str]:
     """Pre-training and benchmarks of one job; returns a line for each benchmark that failed."""
     from suite import engine
     from suite.run import benchmark, pretrain
@@ -223,9 +221,7 @@ def compare(base: str, head: str, bench: str, tolerance: float, alpha: float, ru
         asked = Asked([], [], [None], bench, [])
         base, head = (_evaluated(side, asked, runs, reporter) for side in (base, head))
     evaluators = plugins.load_all("evaluators")
-    return comparison.compare(
-        base, head, store=runs, tolerance=tolerance, alpha=alpha, evaluators=evaluators, load=_backbone
-    )
+    return comparison.compare(base, head, store=runs, tolerance=tolerance, alpha=alpha, evaluators=evaluators, load=_backbone)
 
 
 def _backbone(path: Path) -> Any:
@@ -256,7 +252,10 @@ def listing(what: str, runs: Path) -> list[str]:
         UsageError: none of these.
     """
     if what == "recipes":
-        return [f"{name:16} {recipe.title}; presets: {', '.join(recipe.presets)}" for name, recipe in plugins.load_all("recipes").items()]
+        return [
+            f"{name:16} {recipe.title}; presets: {', '.join(recipe.presets)}"
+            for name, recipe in plugins.load_all("recipes").items()
+        ]
     if what == "evaluators":
         return [line for evaluator in plugins.load_all("evaluators").values() for line in _presets(evaluator)]
     if what == "pages":
@@ -302,7 +301,9 @@ def show(name: str, preset: str, overrides: Sequence[str]) -> list[str]:
     before, after = _flat(configs.to_dict(recipe.presets[chosen])), _flat(configs.to_dict(config))
     lines = [f"{recipe.title}: {recipe.paper.title}", f"  {recipe.paper.authors}. {recipe.paper.venue}. {recipe.paper.url}",
              f"  presets: {', '.join(recipe.presets)}", f"{recipe.name} {chosen}:"]  # fmt: skip
-    lines += [f"  {key} = {json.dumps(value)}{'  (override)' if before.get(key) != value else ''}" for key, value in after.items()]
+    lines += [
+        f"  {key} = {json.dumps(value)}{'  (override)' if before.get(key) != value else ''}" for key, value in after.items()
+    ]
     for published in recipe.reference.get(chosen, ()):
         lines.append(f"  published {published.metric} {published.value} ({published.source}) {published.note}".rstrip())
     return lines

@@ -70,9 +70,7 @@ class Coverage:
         ]
         for name in ("missing", "mismatched", "extra"):
             if found := getattr(self, name):
-                lines.append(
-                    f"{name:<12}{len(found)}: {', '.join(found[:5])}{', …' if len(found) > 5 else ''}"
-                )
+                lines.append(f"{name:<12}{len(found)}: {', '.join(found[:5])}{', …' if len(found) > 5 else ''}")
         if self.unused:
             lines.append(f"unused      {len(self.unused)}: {_grouped(self.unused)}")
         return lines + [f"note        {note}" for note in self.notes]
@@ -132,9 +130,7 @@ class Wanted:
                 ValueError,
                 AssertionError,
             ) as error:  # what timm raises on options that do not go together
-                raise UsageError(
-                    f"cannot build {arch!r} with options {dict(options)}: {_first_line(error)}"
-                ) from None
+                raise UsageError(f"cannot build {arch!r} with options {dict(options)}: {_first_line(error)}") from None
         return self.built[key]
 
 
@@ -147,10 +143,7 @@ def search(state: Mapping[str, Tensor], wanted: Wanted) -> Iterator[Found]:
     for naming in namings:
         for prefix in prefixes(state, naming.anchors):
             keys = {naming.to_timm(key[len(prefix) :]): key for key in state if key.startswith(prefix)}
-            part = {
-                name: naming.value(name, state[key]) if naming.value else state[key]
-                for name, key in keys.items()
-            }
+            part = {name: naming.value(name, state[key]) if naming.value else state[key] for name, key in keys.items()}
             rank, source = source_of(prefix)
             yield Found(prefix, source, rank, naming, part, keys, _with_heads(infer_arch(part), part, source))
 
@@ -178,9 +171,7 @@ def compare(found: Found, path: str, state: Mapping[str, Tensor], wanted: Wanted
     )
     parts = ({name.split(".")[0] for name in target} | OPTIONAL_PARTS) - HEADS
     extra = tuple(
-        name
-        for name in found.state
-        if name not in target and name.split(".")[0] in parts and not name.endswith(DERIVED)
+        name for name in found.state if name not in target and name.split(".")[0] in parts and not name.endswith(DERIVED)
     )
     used = {found.keys[name] for name in target if name in found.keys}
     return Coverage(
@@ -211,9 +202,7 @@ def notes(found: Found, network: Backbone, others: Iterable[str]) -> tuple[str, 
     lines = []
     if network.is_vit:
         heads = getattr(network.net.blocks[0].attn, "num_heads", None)  # type: ignore[index,union-attr]
-        lines.append(
-            f"attention heads are not in the file: {heads} assumed; else pass num_heads as an option"
-        )
+        lines.append(f"attention heads are not in the file: {heads} assumed; else pass num_heads as an option")
     if network.stem == "cifar":
         lines.append("3×3 first convolution: stride 1, padding 1 and no max-pooling assumed")
     if "detectron2" in found.naming.name:

@@ -241,11 +241,7 @@ NAMINGS: Mapping[str, Naming] = {
 
 def source_of(prefix: str) -> tuple[int, Source | None]:
     """Rank (lower is preferred) and line of SOURCES for a whole prefix; the longest that fits its end."""
-    fits = [
-        (i, s)
-        for i, s in enumerate(SOURCES)
-        if prefix == s.prefix or (s.prefix and prefix.endswith("." + s.prefix))
-    ]
+    fits = [(i, s) for i, s in enumerate(SOURCES) if prefix == s.prefix or (s.prefix and prefix.endswith("." + s.prefix))]
     return max(fits, key=lambda item: len(item[1].prefix)) if fits else (len(SOURCES), None)
 
 
@@ -253,10 +249,7 @@ def prefixes(keys: Iterable[str], anchors: Iterable[str]) -> list[str]:
     """What stands before an anchor in the keys, in order of appearance."""
     anchors = tuple(anchors)
     found = {
-        key[: -len(a)]: None
-        for key in keys
-        for a in anchors
-        if key.endswith(a) and key[-len(a) - 1 : -len(a)] in ("", ".")
+        key[: -len(a)]: None for key in keys for a in anchors if key.endswith(a) and key[-len(a) - 1 : -len(a)] in ("", ".")
     }
     return list(found)
 
@@ -273,6 +266,5 @@ def _translate(key: str, pairs: Pairs, column: int) -> str:
 @functools.lru_cache
 def _compiled(pairs: Pairs, column: int) -> tuple[tuple[re.Pattern[str], str], ...]:
     return tuple(
-        (re.compile(re.escape(pair[column]).replace(r"\*", r"(\d+)") + r"(?=\.|$)"), pair[1 - column])
-        for pair in pairs
+        (re.compile(re.escape(pair[column]).replace(r"\*", r"(\d+)") + r"(?=\.|$)"), pair[1 - column]) for pair in pairs
     )

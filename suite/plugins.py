@@ -31,9 +31,7 @@ def find(kind: Kind) -> dict[str, str]:
     found = {}
     for module in pkgutil.iter_modules(package.__path__):
         if not module.ispkg and not module.name.startswith("_"):
-            found[module.name.replace("_", "-") if kind == "recipes" else module.name] = (
-                f"{kind}.{module.name}:{OBJECT[kind]}"
-            )
+            found[module.name.replace("_", "-") if kind == "recipes" else module.name] = f"{kind}.{module.name}:{OBJECT[kind]}"
     for point in metadata.entry_points(group=f"suite.{kind}"):
         if point.name in found and found[point.name] != point.value:
             raise UsageError(

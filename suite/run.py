@@ -60,7 +60,9 @@ class Options:
     feature_bytes: int = 8 << 30
 
 
-def sources(dataset: str, dataset_root: Path | None, roots: Sequence[str], on_broken: str = "refuse") -> tuple[str, dict[str, Path]]:
+def sources(
+    dataset: str, dataset_root: Path | None, roots: Sequence[str], on_broken: str = "refuse"
+) -> tuple[str, dict[str, Path]]:
     """Data set name and roots from the command line.
 
     Args:

@@ -26,9 +26,7 @@ from suite.errors import UsageError
 
 TORCH_LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 # Subtrees that hold tensors which are never weights.
-NOT_WEIGHTS = re.compile(
-    r"(optim\w*|\w*scheduler\w*|scaler|amp|loops|callbacks|message_hub|meta|rng\w*|\w*hyper_parameters)$"
-)
+NOT_WEIGHTS = re.compile(r"(optim\w*|\w*scheduler\w*|scaler|amp|loops|callbacks|message_hub|meta|rng\w*|\w*hyper_parameters)$")
 
 # Classes beside the tensors of official checkpoints, by module; each becomes an object that keeps nothing.
 INERT: Mapping[str, tuple[str, ...]] = {
@@ -106,17 +104,13 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
     main = [item for item in found if len(item[1]) > 1] or found[:1]
     if len(main) == 1:
         return main[0][1], origin
-    return {
-        f"{name}.{key}" if name else key: t for name, tensors in main for key, t in tensors.items()
-    }, origin
+    return {f"{name}.{key}" if name else key: t for name, tensors in main for key, t in tensors.items()}, origin
 
 
 def _format(path: Path) -> str:
     """Tell the format by the first bytes; names of weights files say little."""
     if not path.is_file():
-        raise UsageError(
-            f"weights file {str(path)!r} does not exist" + (" (it is a folder)" if path.is_dir() else "")
-        )
+        raise UsageError(f"weights file {str(path)!r} does not exist" + (" (it is a folder)" if path.is_dir() else ""))
     try:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -130,9 +124,7 @@ def _format(path: Path) -> str:
         return "safetensors"
     if head[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
         return "numpy pickle"
-    raise UsageError(
-        f"{str(path)!r} is no weights file: neither safetensors nor a torch file nor a pickle of arrays"
-    )
+    raise UsageError(f"{str(path)!r} is no weights file: neither safetensors nor a torch file nor a pickle of arrays")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

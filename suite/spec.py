@@ -72,8 +72,8 @@ class Config:
     "A timm model name."
     arch_options: Mapping[str, Any] = field(default_factory=dict)
     "Passed to timm.create_model."
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-    "cifar: first convolution with stride 1, no max-pooling."
+    stem: Literal["imagenet", "cifar", "nopool"] = "imagenet"
+    "cifar: first convolution with stride 1, no max-pooling; nopool: no max-pooling."
     dataset: str = "imagenet"
     size: PositiveInt = 224
     "Side of the (first) training view in pixels."

@@ -261,7 +261,9 @@ class Trainer:
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
         except Exception as error:
-            raise UsageError(f"checkpoint {str(path)!r} cannot be resumed ({type(error).__name__}); delete it to start anew") from error
+            raise UsageError(
+                f"checkpoint {str(path)!r} cannot be resumed ({type(error).__name__}); delete it to start anew"
+            ) from error
         self.step, self.order = state["step"], state["order"].cpu()
         self.outcome = Outcome(self.step, state["seconds"], state["images"])
         reporter.say(f"  resuming at step {self.step} of {self.total}")

@@ -53,9 +53,7 @@ def load_backbone(
     wanted = Wanted(arch, options, stem)
     found = list(search(state, wanted))
     if arch is None and not any(f.guess for f in found):
-        raise UsageError(
-            f"cannot infer the architecture of {str(path)!r}; pass --arch NAME (a timm model name)"
-        )
+        raise UsageError(f"cannot infer the architecture of {str(path)!r}; pass --arch NAME (a timm model name)")
     fits = [(f, c) for f in found if (c := compare(f, str(path), state, wanted))]
     chosen = fits if prefix is None else under(fits, prefix)
     whole = sorted((fit for fit in chosen if fit[1].complete), key=lambda fit: fit[0].rank)
@@ -66,9 +64,7 @@ def load_backbone(
     backbone = wanted.network(best.guess)
     assert backbone is not None  # it was compared with
     target = backbone.net.state_dict()
-    backbone.net.load_state_dict(
-        {k: best.state.get(k, torch.zeros_like(t)).to(t.dtype) for k, t in target.items()}
-    )
+    backbone.net.load_state_dict({k: best.state.get(k, torch.zeros_like(t)).to(t.dtype) for k, t in target.items()})
     return backbone, replace(coverage, notes=notes(best, backbone, [f.prefix for f, _ in whole[1:]]))
 
 
@@ -85,9 +81,7 @@ def _load_own(
     if stem is not None and stem != backbone.stem:
         raise UsageError(f"{path!r} has a {backbone.stem} stem, not {stem}; leave --stem out")
     total = sum(not name.endswith("num_batches_tracked") for name in state)
-    coverage = Coverage(
-        path, "ssl-suite", backbone.arch, "", total, total, options=backbone.options, stem=backbone.stem
-    )
+    coverage = Coverage(path, "ssl-suite", backbone.arch, "", total, total, options=backbone.options, stem=backbone.stem)
     return backbone, coverage
 
 
@@ -220,9 +214,7 @@ def convert(path: Path, to: str, out: Path, **how: Any) -> Coverage:
     }
     untranslated = [name for name in state if to == "torchvision" and name.startswith("blocks.")]
     if untranslated:
-        raise UsageError(
-            f"{backbone.arch!r} with these options has no form in {to}: no name for {untranslated[0]!r}"
-        )
+        raise UsageError(f"{backbone.arch!r} with these options has no form in {to}: no name for {untranslated[0]!r}")
     write_bytes(Path(out), _packed(state, to, Path(out)))
     return coverage
 

@@ -126,7 +126,10 @@ def test_from_record_repeats_the_run(suite):
     assert suite("pretrain", "--algo", "simclr", "--preset", "tiny", "optim.lr=0.07", "--seeds", "3")[0] == 0
     (name,) = Store(Path("runs")).names()
     sha = Store(Path("runs")).run(name).record().weights.sha256
-    assert suite("run", "--from", f"runs/{name}/run.json", "--bench", "", "--no-controls", "--runs", "again", "--no-report")[0] == 0
+    assert (
+        suite("run", "--from", f"runs/{name}/run.json", "--bench", "", "--no-controls", "--runs", "again", "--no-report")[0]
+        == 0
+    )
     assert Store(Path("again")).run(name).record().weights.sha256 == sha
 
 

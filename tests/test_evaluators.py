@@ -50,7 +50,9 @@ def test_knn_majority_agrees_with_scikit_learn():
     x, y = clusters(400, noise=1.5)
     reference = KNeighborsClassifier(5, metric="cosine", algorithm="brute").fit(x[:300], y[:300])
     ours = knn._predict(knn.unit(x[:300]), y[:300], knn.unit(x[300:]), 4, [5], 0.0)[5]
-    assert (ours == reference.predict(x[300:])).mean() > 0.99  # scikit-learn breaks ties by class order too, distances differ in the last bit
+    assert (
+        ours == reference.predict(x[300:])
+    ).mean() > 0.99  # scikit-learn breaks ties by class order too, distances differ in the last bit
 
 
 def test_linear_reaches_the_logistic_regression_optimum():

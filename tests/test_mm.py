@@ -31,8 +31,10 @@ COLOURS = ((220, 40, 40), (40, 200, 60), (50, 80, 230))
 NAMES = ("red", "green", "blue")
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-QUICK = detection.DetectionConfig(iterations=3, batch=2, sides=(64,), test_side=64)
-SEGMENT = segmentation.SegmentationConfig(iterations=3, batch=2, crop=64, scale=(64, 64))
+QUICK = detection.DetectionConfig(iterations=3, batch=2, sides=(64,), test_side=64, frozen_stages=0)
+SEGMENT = segmentation.SegmentationConfig(
+    iterations=3, batch=2, crop=64, scale=(64, 64), frozen_stages=0, background_weight=1.0
+)
 
 
 class FakeBench:
@@ -152,6 +154,36 @@ def test_segmenter_holds_the_weights_at_output_stride_8(arch: str, stem: str, op
     maps = model.backbone(torch.zeros(1, 3, size, size))
     assert [tuple(m.shape[2:]) for m in maps][-1] == (side, side)
     assert trains_everything(model, segmentation_batch(size))
+
+
+def test_small_stem_is_dilated_to_the_stride_asked_for() -> None:
+    net = network("resnet18", "cifar")
+    assert adapters.dilated(net, 4).strides == (1, 1, 2, 4, 4)
+    assert adapters.dilated(network(), 8).strides == (2, 4, 8, 8, 8)
+    with pytest.raises(UsageError, match="output_stride"):
+        adapters.dilated(network(), 2)
+
+
+def test_weighted_loss_is_mmsegs_where_all_classes_weigh_the_same() -> None:
+    from mmseg.models.losses import CrossEntropyLoss
+
+    logits, label = torch.randn(2, 4, 5, 5), torch.randint(0, 4, (2, 5, 5))
+    label[0, 0] = segmenter.IGNORE
+    want = CrossEntropyLoss(avg_non_ignore=True, loss_weight=0.4)(logits, label, ignore_index=segmenter.IGNORE)
+    torch.testing.assert_close(segmenter.WeightedLoss(1.0, 4, 0.4)(logits, label), want)
+    only = torch.zeros(1, 2, 2, dtype=torch.int64)
+    assert segmenter.WeightedLoss(0.1, 4, 1.0)(logits[:1, :, :2, :2], only) > 0
+
+
+def test_published_presets_keep_their_figures() -> None:
+    voc0712 = detection.EVALUATOR.presets["voc0712_c4_24k"]
+    assert (voc0712.iterations, voc0712.batch, voc0712.lr, voc0712.milestones) == (24_000, 16, 0.02, (18_000, 22_000))
+    assert (voc0712.warmup, voc0712.warmup_ratio, voc0712.weight_decay, len(voc0712.sides)) == (100, 0.001, 1e-4, 11)
+    assert (voc0712.flip, voc0712.frozen_stages, voc0712.roi_side, voc0712.clip) == (0.5, 0, 7, None)
+    for name, iterations, batch, crop in (("voc12aug_fcn_20k", 20_000, 16, 512), ("cityscapes_fcn_40k", 40_000, 8, 769)):
+        cfg = segmentation.EVALUATOR.presets[name]
+        assert (cfg.iterations, cfg.batch, cfg.crop, cfg.lr, cfg.weight_decay) == (iterations, batch, crop, 0.01, 5e-4)
+        assert (cfg.flip, cfg.frozen_stages, cfg.background_weight, cfg.clip) == (0.5, 0, 1.0, None)
 
 
 def trains_everything(model: torch.nn.Module, batch: dict[str, list[Any]]) -> bool:

@@ -9,10 +9,10 @@ from suite import plugins
 from suite.errors import JobError, UsageError
 from suite.testing import check_evaluator
 
-RECIPE = '''
+RECIPE = """
 from suite.spec import Config, Paper, Recipe
 RECIPE = Recipe(name="{name}", title="T", paper=Paper("t", "a", "v", "u", "s"), method=None, views=lambda c: (), presets={{"digits": Config()}})
-'''
+"""
 
 
 def test_files_are_found_without_importing_them():

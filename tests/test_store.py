@@ -79,7 +79,9 @@ def test_a_corrupted_record_is_named_and_the_others_still_load(tmp_path):
     (tmp_path / "good" / "results" / "svm.json").write_text("nonsense")
     records, problems = store.records()
     assert [r.id for r in records] == ["good"] and set(records[0].results) == {"knn"}
-    assert len(problems) == 2 and any("bad/run.json" in line for line in problems) and any("svm.json" in line for line in problems)
+    assert (
+        len(problems) == 2 and any("bad/run.json" in line for line in problems) and any("svm.json" in line for line in problems)
+    )
 
 
 def test_predictions_come_back_and_stay_inside_the_run(tmp_path):
@@ -106,4 +108,6 @@ def test_find_by_prefix(tmp_path):
 
 
 def test_evaluator_type_needs_no_torch():
-    assert Evaluator(name="x", title="X", task="classification", run=lambda *a: {}, presets={}, metrics=(Metric("m", "M"),)).frozen
+    assert Evaluator(
+        name="x", title="X", task="classification", run=lambda *a: {}, presets={}, metrics=(Metric("m", "M"),)
+    ).frozen

@@ -120,7 +120,9 @@ def _losses_in_processes(name, count, tmp_path):
     script.write_text(PARITY)
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *torchrun, str(script), name], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(script), name], capture_output=True, text=True, env=environment, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("ROWS"))
     rows, _, world = line.removeprefix("ROWS ").rpartition(" ")

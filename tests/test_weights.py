@@ -41,9 +41,7 @@ def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point():
             noise = torch.randn(tensor.shape, generator=generator)
-            scale = (
-                noise.abs() + 0.5 if "var" in name or tensor.dim() == 1 and "weight" in name else noise * 0.1
-            )
+            scale = noise.abs() + 0.5 if "var" in name or tensor.dim() == 1 and "weight" in name else noise * 0.1
             tensor.copy_(scale)
     return net.eval()
 
@@ -101,11 +99,7 @@ def mm_vit(state: Mapping[str, Tensor]) -> State:
     out = {}
     for key, tensor in state.items():
         name = re.sub(r"^blocks\.(\d+)\.norm(\d)", r"layers.\1.ln\2", key)
-        name = (
-            name.replace("mlp.fc1", "ffn.layers.0.0")
-            .replace("mlp.fc2", "ffn.layers.1")
-            .replace("blocks", "layers")
-        )
+        name = name.replace("mlp.fc1", "ffn.layers.0.0").replace("mlp.fc2", "ffn.layers.1").replace("blocks", "layers")
         name = name.replace("patch_embed.proj.", "patch_embed.projection.")
         out["ln1" + name[4:] if name.startswith("norm.") else name] = tensor
     return out
@@ -257,9 +251,7 @@ FAMILIES: dict[str, tuple[str, str, Callable[[State], Any]]] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_family_loads_to_the_same_function(
-    family: str, nets: Any, images: Tensor, tmp_path: Path
-) -> None:
+def test_each_family_loads_to_the_same_function(family: str, nets: Any, images: Tensor, tmp_path: Path) -> None:
     kind, prefix, layout = FAMILIES[family]
     torch.save(layout(dict(nets[kind].state_dict())), tmp_path / "a.pth")
     backbone, coverage = weights.load_backbone(tmp_path / "a.pth")
@@ -267,9 +259,7 @@ def test_each_family_loads_to_the_same_function(
     assert coverage.complete and coverage.matched == coverage.total > 20
     torch.testing.assert_close(features(backbone, images), features(nets[kind], images), rtol=0, atol=0)
     lines = coverage.report()
-    assert any(f"{coverage.total} of {coverage.total} tensors" in line for line in lines) and all(
-        "\n" not in x for x in lines
-    )
+    assert any(f"{coverage.total} of {coverage.total} tensors" in line for line in lines) and all("\n" not in x for x in lines)
 
 
 @pytest.mark.parametrize("build", [torchvision.models.resnet18, torchvision.models.resnext50_32x4d])
@@ -298,9 +288,7 @@ def test_torchvision_vit_is_the_same_function(images: Tensor, tmp_path: Path) ->
 
 
 def test_moco_v3_small_has_twelve_heads(images: Tensor, tmp_path: Path) -> None:
-    net = randomised(
-        timm.create_model("vit_small_patch16_224", num_classes=0, img_size=32, depth=2, num_heads=12)
-    )
+    net = randomised(timm.create_model("vit_small_patch16_224", num_classes=0, img_size=32, depth=2, num_heads=12))
     torch.save({"state_dict": under("module.base_encoder.", net.state_dict())}, tmp_path / "a.pth")
     backbone, _ = weights.load_backbone(tmp_path / "a.pth")
     assert torch.equal(features(backbone, images), features(net, images))
@@ -341,10 +329,7 @@ def test_array_pickles_keep_types_and_order(tmp_path: Path) -> None:
         state, origin = read_state(tmp_path / "a.pkl")
         assert origin.format == "numpy pickle" and set(state) == set(arrays)
         for name, array in arrays.items():
-            assert (
-                np.array_equal(state[name].numpy(), array)
-                and state[name].dtype.itemsize == array.dtype.itemsize
-            )
+            assert np.array_equal(state[name].numpy(), array) and state[name].dtype.itemsize == array.dtype.itemsize
 
 
 def test_old_numpy_module_names_are_read(tmp_path: Path) -> None:
@@ -382,9 +367,7 @@ def test_a_malicious_pickle_does_not_run(how: str, function: str, tmp_path: Path
     for call in (weights.load_backbone, weights.inspect, read_state):
         with pytest.raises(UsageError) as caught:
             call(path)
-        assert (
-            "refused" in str(caught.value) and "\n" not in str(caught.value) and caught.value.exit_code == 2
-        )
+        assert "refused" in str(caught.value) and "\n" not in str(caught.value) and caught.value.exit_code == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
     pickle.loads(pickle.dumps(payload))  # it is a live one: an ordinary reader runs it
     assert len(list(tmp_path.iterdir())) == 2
@@ -497,16 +480,12 @@ def test_the_prefix_chooses(nets: Any, images: Tensor, tmp_path: Path) -> None:
     assert torch.equal(second.net.state_dict()["conv1.weight"], state["conv1.weight"] + 1)
 
 
-def test_unlisted_prefixes_load_when_there_is_one_and_are_asked_for_when_two(
-    nets: Any, tmp_path: Path
-) -> None:
+def test_unlisted_prefixes_load_when_there_is_one_and_are_asked_for_when_two(nets: Any, tmp_path: Path) -> None:
     state = dict(nets["resnet"].state_dict())
     torch.save(under("my_net.", state), tmp_path / "a.pth")
     assert weights.load_backbone(tmp_path / "a.pth")[1].prefix == "my_net."
     torch.save({**under("my_net.", state), **under("your_net.", other(state))}, tmp_path / "b.pth")
-    with pytest.raises(
-        UsageError, match=r"several backbones: 'my_net\.', 'your_net\.'; choose one with --prefix"
-    ):
+    with pytest.raises(UsageError, match=r"several backbones: 'my_net\.', 'your_net\.'; choose one with --prefix"):
         weights.load_backbone(tmp_path / "b.pth")
     assert weights.load_backbone(tmp_path / "b.pth", prefix="your_net.")[1].complete
 
@@ -529,9 +508,7 @@ def test_another_architecture_is_refused(arch: str, message: str, tmp_path: Path
 
 
 def test_left_over_blocks_are_refused(tmp_path: Path) -> None:
-    torch.save(
-        timm.create_model(VIT[0], num_classes=0, img_size=32, depth=3).state_dict(), tmp_path / "a.pth"
-    )
+    torch.save(timm.create_model(VIT[0], num_classes=0, img_size=32, depth=3).state_dict(), tmp_path / "a.pth")
     with pytest.raises(UsageError, match=r"12 left over \(first: blocks\.2\.norm1\.weight\)"):
         weights.load_backbone(tmp_path / "a.pth", arch=VIT[0], options=VIT[1])
 
@@ -575,10 +552,7 @@ def test_an_unknown_network_is_asked_for_and_then_loads(images: Tensor, tmp_path
 
 
 ARCHS: list[tuple[str, dict[str, Any]]] = [
-    *(
-        (name, {})
-        for name in ("resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d")
-    ),
+    *((name, {}) for name in ("resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d")),
     *((name, {}) for name in ("resnet50d", "resnest50d", "resnet18d", "convnext_tiny", "convnextv2_atto")),
     ("resnet50", {"channels": [32, 64, 128, 256]}),
     *((f"vit_{name}_224", {}) for name in ("small_patch16", "base_patch16", "base_patch32", "large_patch16")),
@@ -599,9 +573,7 @@ def test_shapes_tell_the_architecture(arch: str, options: dict[str, Any]) -> Non
     assert infer_arch({}) is None
 
 
-@pytest.mark.parametrize(
-    "arch", ["seresnet50", "vit_small_patch14_reg4_dinov2", "regnety_002", "resnet50_gn"]
-)
+@pytest.mark.parametrize("arch", ["seresnet50", "vit_small_patch14_reg4_dinov2", "regnety_002", "resnet50_gn"])
 def test_lookalikes_are_not_guessed_or_do_not_fit(arch: str) -> None:
     with torch.device("meta"):
         state = timm.create_model(arch, num_classes=0).state_dict()
@@ -676,16 +648,12 @@ def test_sources_are_unambiguous() -> None:
     assert source_of("nothing.like.it.")[1] is None
 
 
-@pytest.mark.parametrize(
-    ("kind", "to"), [("resnet", t) for t in weights.TARGETS] + [("vit", t) for t in weights.TARGETS]
-)
+@pytest.mark.parametrize(("kind", "to"), [("resnet", t) for t in weights.TARGETS] + [("vit", t) for t in weights.TARGETS])
 def test_convert_and_back(kind: str, to: str, nets: Any, images: Tensor, tmp_path: Path) -> None:
     torch.save(dict(nets[kind].state_dict()), tmp_path / "a.pth")
     out = tmp_path / ("b.pkl" if to == "detectron2" else "b.pth")
     if (kind, to) == ("vit", "detectron2"):
-        with pytest.raises(
-            UsageError, match="has no form in detectron2; possible for it: torchvision, timm, mmpretrain"
-        ):
+        with pytest.raises(UsageError, match="has no form in detectron2; possible for it: torchvision, timm, mmpretrain"):
             weights.convert(tmp_path / "a.pth", to, out)
         return
     weights.convert(tmp_path / "a.pth", to, out)
@@ -701,9 +669,7 @@ def test_converted_files_are_what_the_targets_expect(nets: Any, images: Tensor, 
     weights.convert(tmp_path / "a.pth", "detectron2", tmp_path / "d2.pkl")
     content = pickle.loads((tmp_path / "d2.pkl").read_bytes())
     assert content["matching_heuristics"] is True and content["__author__"]
-    assert {"stem.conv1.weight", "stem.conv1.norm.running_var", "res3.0.shortcut.norm.bias"} <= set(
-        content["model"]
-    )
+    assert {"stem.conv1.weight", "stem.conv1.norm.running_var", "res3.0.shortcut.norm.bias"} <= set(content["model"])
     assert all(isinstance(a, np.ndarray) for a in content["model"].values())
     torch.save(dict(nets["vit"].state_dict()), tmp_path / "v.pth")
     weights.convert(tmp_path / "v.pth", "torchvision", tmp_path / "tv.pth")
@@ -719,27 +685,17 @@ def test_converted_files_are_what_the_targets_expect(nets: Any, images: Tensor, 
 def test_extract_inspect_publish(nets: Any, images: Tensor, tmp_path: Path) -> None:
     torch.save({"state_dict": under("module.encoder_q.", nets["resnet"].state_dict())}, tmp_path / "a.pth")
     seen = weights.inspect(tmp_path / "a.pth")
-    assert (
-        seen.coverage is not None
-        and seen.coverage.arch == "resnet18"
-        and seen.backbones[0][0] == "module.encoder_q."
-    )
+    assert seen.coverage is not None and seen.coverage.arch == "resnet18" and seen.backbones[0][0] == "module.encoder_q."
     assert any("module.encoder_q." in line for line in seen.report())
     coverage = weights.extract(tmp_path / "a.pth", tmp_path / "b.safetensors")
     assert coverage.complete
     own, coverage = weights.load_backbone(tmp_path / "b.safetensors")
-    assert coverage.kind == "ssl-suite" and torch.equal(
-        features(own, images), features(nets["resnet"], images)
-    )
+    assert coverage.kind == "ssl-suite" and torch.equal(features(own, images), features(nets["resnet"], images))
     with pytest.raises(UsageError, match="holds a resnet18, not a resnet50"):
         weights.load_backbone(tmp_path / "b.safetensors", arch="resnet50")
     published = weights.publish(tmp_path / "b.safetensors", tmp_path / "zoo", {"licence": "CC-BY-4.0"})
-    assert (
-        published.name == f"resnet18-{own.sha256()[:8]}.safetensors" and published.parent == tmp_path / "zoo"
-    )
+    assert published.name == f"resnet18-{own.sha256()[:8]}.safetensors" and published.parent == tmp_path / "zoo"
     again = weights.inspect(published)
-    assert (
-        again.sha256 == own.sha256() == again.metadata["sha256"] and again.metadata["licence"] == "CC-BY-4.0"
-    )
+    assert again.sha256 == own.sha256() == again.metadata["sha256"] and again.metadata["licence"] == "CC-BY-4.0"
     assert json.loads(again.metadata["options"]) == {"channels": [8, 16, 32, 64]}
     assert again.metadata["layout"].startswith("MoCo")

@@ -30,7 +30,10 @@ def copy_of(source: Backbone | Path, **options: Any) -> Backbone:
         UsageError: the architecture does not take the options, or they change the shape of a tensor.
     """
     backbone = Backbone.load(source) if isinstance(source, Path) else source
-    copy = Backbone(backbone.arch, {**backbone.options, **options}, backbone.stem, backbone.in_chans)
+    try:
+        copy = Backbone(backbone.arch, {**backbone.options, **options}, backbone.stem, backbone.in_chans)
+    except (AssertionError, ValueError, NotImplementedError) as error:
+        raise UsageError(f"architecture {backbone.arch!r} cannot be built with {options} ({type(error).__name__})") from None
     try:
         copy.net.load_state_dict(backbone.net.state_dict(), strict=True)
     except RuntimeError as error:
@@ -47,6 +50,19 @@ def any_size(backbone: Backbone | Path) -> Backbone:
     if getattr(getattr(backbone.net, "patch_embed", None), "img_size", None) is not None:  # Swin
         return copy_of(backbone, strict_img_size=False)
     return copy_of(backbone)
+
+
+def dilated(backbone: Backbone, stride: int) -> Backbone:
+    """A copy whose last stages are dilated instead of strided, until a map has one pixel per `stride` input pixels.
+
+    Raises:
+        UsageError: the architecture cannot do that.
+    """
+    # timm counts from a stem of stride 4, also where the stem was replaced by one of stride 1
+    copy = copy_of(backbone, output_stride=stride * 32 // backbone.strides[-1])
+    if copy.strides[-1] != stride:
+        raise UsageError(f"architecture {backbone.arch!r} cannot be dilated to a stride of {stride}")
+    return copy
 
 
 def size_divisor(backbone: Backbone) -> int:

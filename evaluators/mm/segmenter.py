@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from evaluators.mm import ops
-from evaluators.mm.backbone import Stages, any_size, check_loaded, copy_of, freeze, given, size_divisor
+from evaluators.mm.backbone import Stages, any_size, check_loaded, dilated, freeze, given, size_divisor
 from suite.backbone import Backbone
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def fcn(backbone: Backbone, classes: int, cfg: SegmentationConfig, mean: Sequenc
     from mmseg.registry import MODELS
 
     dilate = not backbone.is_vit and backbone.strides[-1] > cfg.stride
-    body = copy_of(backbone, output_stride=cfg.stride) if dilate else any_size(backbone)
+    body = dilated(backbone, cfg.stride) if dilate else any_size(backbone)
     freeze(body, cfg.frozen_stages)
     stages = Stages(body, [-2, -1])
     preprocessor = {
@@ -85,10 +87,33 @@ def _head(
         "norm_cfg": {"type": "BN"},
         "align_corners": cfg.align_corners,
         "ignore_index": IGNORE,
-        "loss_decode": {
-            "type": "CrossEntropyLoss",
-            "use_sigmoid": False,
-            "loss_weight": weight,
-            "class_weight": [cfg.background_weight] + [1.0] * (classes - 1) if cfg.background_weight != 1 else None,
-        },
+        "loss_decode": _loss(cfg.background_weight, classes, weight),
     }
+
+
+def _loss(background: float, classes: int, weight: float) -> dict[str, Any]:
+    if background == 1:
+        return {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": weight}
+    return given(WeightedLoss(background, classes, weight))
+
+
+class WeightedLoss(nn.Module):
+    """Cross entropy with another weight on class 0; mmseg's own fails on ignored pixels when classes have weights.
+
+    Args:
+        background: weight of class 0, the others have 1.
+        classes: number of classes.
+        weight: factor on the loss.
+    """
+
+    loss_name = "loss_ce"
+
+    def __init__(self, background: float, classes: int, weight: float) -> None:
+        super().__init__()
+        self.factor = weight
+        self.register_buffer("weights", torch.tensor([background] + [1.0] * (classes - 1)), persistent=False)
+
+    def forward(self, logits: Tensor, label: Tensor, weight: None = None, ignore_index: int = IGNORE) -> Tensor:
+        """N×C×H×W logits and N×H×W labels -> the mean over pixels by weight."""
+        loss = functional.cross_entropy(logits.float(), label, self.get_buffer("weights"), ignore_index=ignore_index)
+        return self.factor * loss

@@ -155,5 +155,7 @@ class _Crops(Dataset):
 
 def _stack(items: list[tuple[list[np.ndarray], int]]) -> tuple[list[Tensor], Tensor]:
     """Per-image lists of views -> per-view batches N×3×S×S uint8, and the indices."""
-    crops = [torch.from_numpy(np.stack(view)).permute(0, 3, 1, 2).contiguous() for view in zip(*(c for c, _ in items), strict=True)]
+    crops = [
+        torch.from_numpy(np.stack(view)).permute(0, 3, 1, 2).contiguous() for view in zip(*(c for c, _ in items), strict=True)
+    ]
     return crops, torch.tensor([i for _, i in items])
