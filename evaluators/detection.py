@@ -188,13 +188,13 @@ PRESETS: Mapping[str, DetectionConfig] = {"default": DetectionConfig(), "voc0712
 
 EVALUATOR = Evaluator(
     name="detection",
-    title="Object detection",
+    title="Detection",
     task="detection",
     run=run,
     presets=PRESETS,
     metrics=(
         Metric("ap50", "AP50"),
-        Metric("map", "AP, mean over overlaps 0.5 to 0.95"),
+        Metric("map", "AP 50:95"),
     ),
     describe={
         "default": "Faster R-CNN on the embedded digit scenes, 80 iterations",

@@ -80,6 +80,6 @@ EVALUATOR = Evaluator(
         "default": "SGD, a few epochs, learning rate chosen on held-out training images",
         "imagenet": "AdamW, layer decay 0.65, 100 epochs",
     },
-    metrics=(Metric("top1", "Fine-tune top-1"), Metric("top5", "Fine-tune top-5")),
+    metrics=(Metric("top1", "top-1"), Metric("top5", "top-5")),
     frozen=False,
 )  # fmt: skip

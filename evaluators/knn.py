@@ -119,7 +119,7 @@ def _predict(
 
 EVALUATOR = Evaluator(
     name="knn",
-    title="k-nearest neighbours",
+    title="kNN",
     task="classification",
     run=run,
     presets={
@@ -136,5 +136,5 @@ EVALUATOR = Evaluator(
         "moco": "cosine, T 0.1, k 200 (MoCo CIFAR notebook, lightly)",
         "majority": "cosine, one vote each, k chosen on held-out training images",
     },
-    metrics=(Metric("top1", "kNN top-1"),),
+    metrics=(Metric("top1", "top-1"),),
 )

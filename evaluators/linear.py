@@ -145,7 +145,7 @@ def run(backbone: Backbone, cfg: LinearConfig, bench: Bench) -> Mapping[str, flo
 
 EVALUATOR = Evaluator(
     name="linear",
-    title="Linear classification",
+    title="Linear",
     task="classification",
     run=run,
     presets={"default": LinearConfig(), "pooled": LinearConfig(stages=False)},
@@ -153,5 +153,5 @@ EVALUATOR = Evaluator(
         "default": "heads on every stage and the pooled vector, learning rate chosen on held-out training images",
         "pooled": "the pooled vector only",
     },
-    metrics=(Metric("top1", "Linear top-1"), Metric("top5", "Linear top-5")),
+    metrics=(Metric("top1", "top-1"), Metric("top5", "top-5")),
 )

@@ -154,12 +154,12 @@ PRESETS: Mapping[str, SegmentationConfig] = {
 
 EVALUATOR = Evaluator(
     name="segmentation",
-    title="Semantic segmentation",
+    title="Segmentation",
     task="segmentation",
     run=run,
     presets=PRESETS,
     metrics=(
-        Metric("miou", "mean IoU"),
+        Metric("miou", "mIoU"),
         Metric("aacc", "pixel accuracy"),
     ),
     describe={

@@ -99,6 +99,6 @@ EVALUATOR = Evaluator(
         "default": "1 % and 10 % of the labels, 2 x 2 grid chosen on held-out labelled images",
         "grid9": "lr 1e-3/1e-2/1e-1 x head 1/10/100, 20 epochs, steps 12 and 16 (OpenSelfSup, MMSelfSup)",
     },
-    metrics=(Metric("top1", "Semi-sup. 10 % top-1"), Metric("top5", "Semi-sup. 10 % top-5")),
+    metrics=(Metric("top1", "top-1"), Metric("top5", "top-5")),
     frozen=False,
 )

@@ -240,9 +240,9 @@ EVALUATOR = Evaluator(
         "tiny": replace(DEFAULT, costs=(0.01, 1.0), shots=(1, 4), draws=2),
     },
     metrics=(
-        Metric("map", "mAP, best layer"),
-        Metric("lowshot", "mAP, low-shot mean"),
-        Metric("lowshot_std", "mAP, low-shot standard deviation", higher_is_better=False),
+        Metric("map", "mAP"),
+        Metric("lowshot", "low-shot mAP"),
+        Metric("lowshot_std", "low-shot std", higher_is_better=False),
     ),
     describe={
         "default": "19 costs by 3-fold cross-validation, layer and low-shot cost chosen on training data",

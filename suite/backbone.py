@@ -45,8 +45,7 @@ class Backbone(nn.Module):
     def __init__(self, arch: str, options: Mapping[str, Any] | None = None, stem: str = "imagenet", in_chans: int = 3) -> None:
         super().__init__()
         self.arch, self.options, self.stem, self.in_chans = arch, dict(options or {}), stem, in_chans
-        if not timm.is_model(arch):
-            raise unknown("architecture", arch, timm.list_models())
+        check_architecture(arch)
         try:
             self.net = timm.create_model(arch, pretrained=False, num_classes=0, in_chans=in_chans, **_tuples(self.options))
         except TypeError as error:
@@ -146,6 +145,12 @@ class Backbone(nn.Module):
         except RuntimeError as error:
             raise UsageError(f"{str(path)!r} does not fit its own architecture: {str(error).splitlines()[1].strip()}") from None
         return backbone
+
+
+def check_architecture(arch: str) -> None:
+    """Raise UsageError unless timm has a model of this name."""
+    if not timm.is_model(arch):
+        raise unknown("architecture", arch, timm.list_models())
 
 
 def read_metadata(path: Path) -> dict[str, str]:

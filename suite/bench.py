@@ -285,6 +285,8 @@ def evaluate(
     run.save_result(result, None if bench.arrays is None or not result.predictions else arrays_to_bytes(bench.arrays))
     if result.status == "ok":
         shutil.rmtree(bench.out, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            bench.out.parent.rmdir()
     return result, True
 
 

@@ -33,7 +33,10 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UsageError:
     """One line naming the thing, the value, the nearest match and the valid choices."""
     choices = sorted(choices)
-    shown = ", ".join(choices[:40]) + (", …" if len(choices) > 40 else "")
+    if len(choices) > 40:
+        shown = ", ".join(difflib.get_close_matches(str(name), choices, n=8, cutoff=0.0)) + f", … {len(choices)} in all"
+    else:
+        shown = ", ".join(choices)
     near = nearest(str(name), choices)
     hint = f"; did you mean {near!r}?" if near else ""
     return UsageError(f"unknown {kind} {str(name)!r}{hint} (valid: {shown or 'none'})")

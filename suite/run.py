@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from suite import bench, engine, plugins, weights
 from suite import config as configs
-from suite.backbone import Backbone, read_metadata
+from suite.backbone import Backbone, check_architecture, read_metadata
 from suite.bench import Sources
 from suite.data import card, detect
 from suite.errors import UsageError, unknown
@@ -105,6 +106,7 @@ def prepare(
     given = [f'dataset="{dataset}"'] if dataset else []
     given += [f"seed={seed}"] if seed is not None else []
     config = configs.override(recipe.presets[name], [*given, *assignments])
+    check_architecture(config.arch)
     where = Sources(config.dataset, dict(roots), on_broken)
     return Job(recipe, name, config, where, where.load(config.dataset, "train").fingerprint)
 
@@ -187,6 +189,8 @@ def _finish(record: RunRecord, run: Run, backbone: Backbone, job: Job, measured:
     )  # fmt: skip
     run.save(record)
     (run.checkpoints / "last.pt").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty: the best ones were asked for
+        run.checkpoints.rmdir()
     return record
 
 
@@ -250,7 +254,7 @@ def describe(evaluator: Evaluator, result: Result, computed: bool) -> str:
         return f"  {result.key}: {result.status}: {result.why}"
     metric = evaluator.metrics[0]
     cost = f"{result.seconds:.1f} s" if computed else "kept"
-    return f"  {result.key}: {metric.title} {result.metrics[metric.name]:.1f} {metric.unit} ({cost})"
+    return f"  {result.key}: {evaluator.title} {metric.title} {result.metrics[metric.name]:.1f} {metric.unit} ({cost})"
 
 
 def adopt(path: Path, store: Store, dataset: str, size: int | None, **how: Any) -> tuple[Run, RunRecord]:
