@@ -90,29 +90,30 @@ def unit(features: np.ndarray) -> np.ndarray:
 def run(backbone: Backbone, cfg: KNNConfig, bench: Bench) -> Mapping[str, float]:
     """Top-1 for every k, and for the chosen one."""
     train, test = bench.data(cfg, "train"), bench.data(cfg, "test")
-    if train.labels is None or test.labels is None or train.multilabel:
+    labels, answers = train.labels, test.labels
+    if labels is None or answers is None or train.multilabel:
         raise UsageError(f"knn needs one label per image; {train.name!r} has none")
     bank = unit(bench.features(backbone, train, [cfg.layer])[cfg.layer])
     queries = unit(bench.features(backbone, test, [cfg.layer])[cfg.layer])
-    ks = [k for k in cfg.ks if k <= len(bank)]
+    ks = [k for k in cfg.ks if k <= len(bank)] or [len(bank)]
     chosen = ks[-1]
     if cfg.choose:
         rest, val = held_out(train, 0.2, cfg.seed)
-        guesses = _predict(bank[rest], train.labels[rest], bank[val], train.num_classes, ks, cfg.temperature)
-        chosen = max(guesses, key=lambda k: (accuracy(train.labels[val], guesses[k]), -k))
+        guesses = _predict(bank[rest], labels[rest], bank[val], train.num_classes, ks, cfg.temperature)
+        chosen = max(guesses, key=lambda k: (accuracy(labels[val], guesses[k]), -k))
         bench.select(k=chosen, on=f"{len(val)} held-out training images")
-    guesses = _predict(bank, train.labels, queries, train.num_classes, ks, cfg.temperature)
-    bench.predictions("top1", label=test.labels, pred=guesses[chosen])
+    guesses = _predict(bank, labels, queries, train.num_classes, ks, cfg.temperature)
+    bench.predictions("top1", label=answers, pred=guesses[chosen])
     return {
-        "top1": accuracy(test.labels, guesses[chosen]),
-        **{f"top1.k{k}": accuracy(test.labels, guess) for k, guess in guesses.items()},
+        "top1": accuracy(answers, guesses[chosen]),
+        **{f"top1.k{k}": accuracy(answers, guess) for k, guess in guesses.items()},
     }
 
 
 def _predict(
     bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, classes: int, ks: Sequence[int], temperature: float
 ) -> dict[int, np.ndarray]:
-    usable = [k for k in ks if k <= len(bank)]
+    usable = [k for k in ks if k <= len(bank)] or [len(bank)]
     similarity, position = neighbours(bank, queries, max(usable))
     return vote(similarity, labels[position], classes, usable, temperature)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -107,7 +108,7 @@ def views(config: MoCoV2Config) -> Sequence[View]:
     return (view, view)
 
 
-RESNET50 = {
+RESNET50: dict[str, Any] = {
     "arch_options": {"zero_init_last": False},
     "optim": Optim(lr=0.03, weight_decay=1e-4, every="epoch"),
     "workers": 8,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
@@ -82,7 +83,7 @@ def _lars(lr: float) -> Optim:
     return Optim(name="lars", lr=lr, weight_decay=1e-6, warmup=10, rules=EXCLUDED)
 
 
-RESNET50 = {"arch": "resnet50", "arch_options": {"zero_init_last": True}, "workers": 8}
+RESNET50: dict[str, Any] = {"arch": "resnet50", "arch_options": {"zero_init_last": True}, "workers": 8}
 
 RECIPE = Recipe(
     name="simclr",

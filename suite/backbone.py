@@ -47,14 +47,15 @@ class Backbone(nn.Module):
         self.arch, self.options, self.stem, self.in_chans = arch, dict(options or {}), stem, in_chans
         check_architecture(arch)
         try:
-            self.net = timm.create_model(arch, pretrained=False, num_classes=0, in_chans=in_chans, **_tuples(self.options))
+            self.net: Any = timm.create_model(arch, pretrained=False, num_classes=0, in_chans=in_chans, **_tuples(self.options))
         except TypeError as error:
             raise UsageError(f"architecture {arch!r} does not take these options: {error}") from None
         if stem != "imagenet":
             _small_stem(self.net, arch, stem)
         if not hasattr(self.net, "forward_intermediates"):
             raise UsageError(f"architecture {arch!r} gives no intermediate features in timm; choose another")
-        self.dim: int = self.net.num_features
+        net: Any = self.net
+        self.dim: int = net.num_features
         self.stage_dims, self.strides = self._probe()
 
     @property
@@ -183,7 +184,7 @@ def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
-def _small_stem(net: nn.Module, arch: str, stem: str) -> None:
+def _small_stem(net: Any, arch: str, stem: str) -> None:
     """A ResNet's stem for small pictures: no pooling; for `cifar` stride 1 too, and a 7×7 convolution becomes 3×3."""
     conv, pool = getattr(net, "conv1", None), getattr(net, "maxpool", None)
     if conv is None or pool is None:
@@ -192,7 +193,8 @@ def _small_stem(net: nn.Module, arch: str, stem: str) -> None:
     if stem == "nopool":
         return
     if isinstance(conv, nn.Sequential):
-        conv[0].stride = (1, 1)
+        first: Any = conv[0]
+        first.stride = (1, 1)
         return
     net.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride=1, padding=1, bias=conv.bias is not None)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")

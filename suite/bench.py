@@ -71,6 +71,11 @@ class Sources:
     on_broken: str = "refuse"
     cache: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse an unknown way to treat broken images."""
+        if self.on_broken not in ("refuse", "skip"):
+            raise unknown("--on-broken value", self.on_broken, ("refuse", "skip"))
+
     def name(self, task: str, wanted: str = "") -> str:
         """The data set that serves a task: the one asked for, the run's own, one with a root, or the embedded one.
 
@@ -90,7 +95,9 @@ class Sources:
         """Load what the data set's protocols call `train` or `test` (trainval of VOC, val of ImageNet)."""
         known = card(name)
         own = {"train": known.train, "test": known.test or "test"}.get(split, split)
-        return load(name, own, self.roots.get(name), cache=self.cache, on_broken=self.on_broken)
+        return load(
+            name, own, self.roots.get(name), cache=self.cache, on_broken="skip" if self.on_broken == "skip" else "refuse"
+        )
 
 
 class Bench:

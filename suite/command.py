@@ -98,7 +98,7 @@ def _jobs(asked: Asked, overrides: Sequence[str]) -> Iterator[Job]:
 
     dataset, roots = sources(asked.dataset, asked.dataset_root, asked.data_roots)
     for algo in asked.algos:
-        for preset in asked.presets or [None]:
+        for preset in asked.presets or [""]:
             for seed in asked.seeds:
                 yield prepare(algo, preset, overrides, seed, dataset, roots, asked.on_broken)
 

@@ -82,7 +82,7 @@ def make_deterministic(device: torch.device) -> None:
     """Same seed, same numbers, on the CPU; GPUs keep their fast kernels and differ in the last bits."""
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
 
 
 def threads() -> int:

@@ -80,7 +80,7 @@ def _from_path(kind: Kind, path: Path) -> Any:
 def _checked(kind: Kind, plugin: Any, where: str, name: str | None) -> Any:
     from suite import spec
 
-    wanted = {"recipes": spec.Recipe, "evaluators": spec.Evaluator, "reports": spec.Page}[kind]
+    wanted: Any = {"recipes": spec.Recipe, "evaluators": spec.Evaluator, "reports": spec.Page}[kind]
     if not isinstance(plugin, wanted):
         raise UsageError(f"{where} is {type(plugin).__name__}, not a suite.spec.{wanted.__name__}")
     if name is not None and plugin.name != name:

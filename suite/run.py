@@ -61,16 +61,13 @@ class Options:
     feature_bytes: int = 8 << 30
 
 
-def sources(
-    dataset: str, dataset_root: Path | None, roots: Sequence[str], on_broken: str = "refuse"
-) -> tuple[str, dict[str, Path]]:
+def sources(dataset: str, dataset_root: Path | None, roots: Sequence[str]) -> tuple[str, dict[str, Path]]:
     """Data set name and roots from the command line.
 
     Args:
         dataset: a catalogue name, or empty.
         dataset_root: folder of the pre-training data, or None.
         roots: `NAME=DIR` entries; a bare `DIR` is the pre-training data.
-        on_broken: unused here, kept in Sources.
 
     Raises:
         UsageError: a folder that is missing, or whose layout is not recognised.
@@ -91,7 +88,7 @@ def sources(
 
 
 def prepare(
-    algo: str, preset: str | None, assignments: Sequence[str], seed: int | None, dataset: str, roots: Mapping[str, Path],
+    algo: str, preset: str, assignments: Sequence[str], seed: int | None, dataset: str, roots: Mapping[str, Path],
     on_broken: str = "refuse",
 ) -> Job:  # fmt: skip
     """Resolve recipe, preset, overrides and data.
@@ -151,7 +148,8 @@ def pretrain(job: Job, run: Run, options: Options, reporter: Reporter) -> RunRec
     began = RunRecord(
         id=job.id, recipe=job.recipe.name, recipe_version=job.recipe.version, preset=job.preset,
         config=configs.to_dict(job.config), digest=job.digest, seed=job.config.seed,
-        weights=Weights("", job.config.arch, backbone.parameters_count()), data={f"{images.name}/{images.split}": images.fingerprint},
+        weights=Weights("", job.config.arch, backbone.parameters_count()),
+        data={f"{images.name}/{images.split}": images.fingerprint},
     )  # fmt: skip
     if job.recipe.method is None:
         return _finish(began, run, backbone, job, {}) if main else began
@@ -184,9 +182,12 @@ def _finish(record: RunRecord, run: Run, backbone: Backbone, job: Job, measured:
     meta = {"recipe": job.recipe.name, "run": job.id, "size": str(job.config.size)}
     sha = backbone.save(run.weights, meta)
     record = replace(
-        record, weights=replace(record.weights, sha256=sha, source=job.id), env=environment(str(engine.default_device()), engine.threads()),
-        created=bench.now(), **measured,
-    )  # fmt: skip
+        record,
+        weights=replace(record.weights, sha256=sha, source=job.id),
+        env=environment(str(engine.default_device()), engine.threads()),
+        created=bench.now(),
+        **measured,
+    )
     run.save(record)
     (run.checkpoints / "last.pt").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty: the best ones were asked for
@@ -220,7 +221,8 @@ class Benchmarks:
 def split_assignments(assignments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Separate `knn.temperature=0.1` (an evaluator's setting) from `optim.lr=0.1` (the recipe's)."""
     names = plugins.find("evaluators")
-    recipe, evaluators = [], {}
+    recipe: list[str] = []
+    evaluators: dict[str, list[str]] = {}
     for assignment in assignments:
         head, dot, rest = assignment.partition(".")
         if dot and head in names and "=" not in head:

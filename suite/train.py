@@ -111,7 +111,8 @@ class Trainer:
             self.total = min(self.total, plan.max_steps)
         self.step, self.order, self.outcome = 0, torch.empty(0, dtype=torch.long), Outcome()
         self.pending: list[tuple[int, dict[str, Tensor]]] = []
-        self.saved_at, self.save_cost, self.best = time.monotonic(), 0.0, []
+        self.saved_at, self.save_cost = time.monotonic(), 0.0
+        self.best: list[tuple[float, int]] = []
 
     def run(self, reporter: Reporter, what: str) -> Outcome:
         """Train to the end, from the last checkpoint if there is one.
@@ -187,7 +188,8 @@ class Trainer:
             return bool(stop)
         if self.step % self.plan.log_every:
             return False
-        return bool(self.fabric.all_reduce(torch.tensor(float(bool(stop)), device=self.fabric.device), reduce_op="sum") > 0)
+        asked = torch.tensor(float(bool(stop)), device=self.fabric.device)
+        return bool(_reduced(self.fabric, asked, "sum").item() > 0)
 
     def _shown(self) -> dict[str, str]:
         rate = f"{self.outcome.images_per_second:.0f}"
@@ -201,7 +203,7 @@ class Trainer:
         names = sorted(self.pending[0][1])
         table = torch.stack([torch.stack([values[name].float() for name in names]) for _, values in self.pending])
         if self.fabric.world_size > 1:
-            table = self.fabric.all_reduce(table, reduce_op="mean")
+            table = _reduced(self.fabric, table, "mean")
         rows = table.tolist()
         steps = [step for step, _ in self.pending]
         self.pending = []
@@ -267,6 +269,13 @@ class Trainer:
         self.step, self.order = state["step"], state["order"].cpu()
         self.outcome = Outcome(self.step, state["seconds"], state["images"])
         reporter.say(f"  resuming at step {self.step} of {self.total}")
+
+
+def _reduced(fabric: Fabric, value: Tensor, how: str) -> Tensor:
+    """A tensor summed or averaged over the processes."""
+    result = fabric.all_reduce(value, reduce_op=how)
+    assert isinstance(result, Tensor)
+    return result
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ from suite.testing import check_evaluator
 
 RECIPE = """
 from suite.spec import Config, Paper, Recipe
-RECIPE = Recipe(name="{name}", title="T", paper=Paper("t", "a", "v", "u", "s"), method=None, views=lambda c: (), presets={{"digits": Config()}})
+PAPER = Paper("t", "a", "v", "u", "s")
+RECIPE = Recipe(name="{name}", title="T", paper=PAPER, method=None, views=lambda c: (), presets={{"digits": Config()}})
 """
 
 

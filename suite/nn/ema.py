@@ -24,8 +24,9 @@ class EMA(nn.Module):
     @torch.no_grad()
     def update(self, source: nn.Module, m: float) -> None:
         """Move towards `source`; m = 1 stays, m = 0 copies."""
-        mine, theirs = list(self.module.parameters()), list(source.parameters())
-        torch._foreach_lerp_(mine, [p.detach().to(q.dtype) for p, q in zip(theirs, mine, strict=True)], 1 - m)
+        mine: list[Tensor] = list(self.module.parameters())
+        theirs = [p.detach().to(q.dtype) for p, q in zip(source.parameters(), mine, strict=True)]
+        torch._foreach_lerp_(mine, theirs, 1 - m)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

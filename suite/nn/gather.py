@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def world_size() -> int:
@@ -118,7 +122,7 @@ def _sum(x: Tensor) -> Tensor:
     return _Sum.apply(x) if world_size() > 1 else x
 
 
-def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
+def synchronise_batch_norm(module: M, device: torch.device) -> M:
     """Replace every batch norm by one over the global batch; alone, nothing changes."""
     if world_size() == 1:
         return module
