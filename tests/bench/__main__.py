@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m tests.bench`: how fast this project is, as ratios measured in one run."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from suite.data import load
+from tests.bench import pipelines, training
+from tests.bench.paired import Effort, Row, table
+
+GROUPS = {"train": training.rows, "features": pipelines.feature_rows, "views": pipelines.augmentation_rows}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; the exit code says nothing about speed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short repetition of everything: does it run?")
+    parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS), help="which comparisons")
+    given = parser.parse_args(arguments)
+    effort = Effort(repetitions=1, seconds=0.0, most=1) if given.quick else Effort()
+    images = load("digits", "train")
+    if given.quick:
+        images = images.subset(np.arange(512))
+    began = time.perf_counter()
+    print(machine(), flush=True)
+    found: list[Row] = []
+    for group in given.only:
+        found += GROUPS[group](images, effort)
+    repetitions = f"median of {effort.repetitions} paired repetitions of about {effort.seconds:g} s"
+    print(f"{repetitions}, measured in {time.perf_counter() - began:.0f} s\n\n{table(found)}")
+    return 0
+
+
+def machine() -> str:
+    """Processor, threads and versions."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{processor()}{gpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """The CPU's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
