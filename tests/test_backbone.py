@@ -22,7 +22,9 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize(("arch", "options", "side", "dims", "strides"), FAMILIES, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("arch", "options", "side", "dims", "strides"), FAMILIES, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_families(arch, options, side, dims, strides, tmp_path):
     torch.manual_seed(0)
     backbone = Backbone(arch, options).eval()

@@ -8,6 +8,7 @@ decoded and cropped by workers (the crop is the view's first operation), the res
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,9 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from suite.data.imageset import ImageSet
 from suite.draws import Draws
-from suite.errors import UsageError
+from suite.errors import JobError, SuiteError, UsageError
 from suite.method import Batch
 from suite.views import View
+
+Item = tuple[list[np.ndarray], int]
+"""The views of one picture, S×S×3 uint8 each, and its index."""
+SHARED = (signal.SIGINT, signal.SIGTERM)
+"""Signals that reach a whole group of processes."""
 
 
 class Loader:
@@ -105,17 +111,23 @@ class Loader:
         return Batch(views, self._label(index), index.to(self.device, non_blocking=True))
 
     def _decoded(self, chunks: list[Tensor], epoch: int) -> Iterator[Batch]:
-        """On-disk path: workers decode and crop, the device does the rest."""
+        """On-disk path: workers decode and crop, the device does the rest.
+
+        Raises:
+            UsageError: a picture cannot be decoded; names the file.
+            JobError: a worker died.
+        """
         loader = DataLoader(
             _Crops(self.images, self.views, self.seed, epoch),
             batch_sampler=[chunk.tolist() for chunk in chunks],
             num_workers=self.workers,
             collate_fn=_stack,
+            worker_init_fn=_ready,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
             generator=torch.Generator().manual_seed(0),
         )
-        for crops, index in loader:
+        for crops, index in _fetched(loader):
             draws = Draws(self.seed, epoch, index)
             views = [
                 self._format(view.rest(crop.to(self.device, non_blocking=True), draws.fold(v)))
@@ -147,15 +159,58 @@ class _Crops(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, i: int) -> tuple[list[np.ndarray], int]:
-        image = Image.fromarray(self.images[i])
+    def __getitem__(self, i: int) -> Item | SuiteError:
+        """The views of picture `i`, or why there are none: torch would raise it again as a page of traceback."""
+        try:
+            image = Image.fromarray(self.images[i])
+        except SuiteError as error:
+            return error
         draws = Draws(self.seed, self.epoch, torch.tensor([i]))
         return [view.crop(image, draws.fold(v)) for v, view in enumerate(self.views)], i
 
 
-def _stack(items: list[tuple[list[np.ndarray], int]]) -> tuple[list[Tensor], Tensor]:
-    """Per-image lists of views -> per-view batches N×3×S×S uint8, and the indices."""
+def _stack(items: list[Item | SuiteError]) -> tuple[list[Tensor], Tensor] | SuiteError:
+    """Per-image lists of views -> per-view batches N×3×S×S uint8, and the indices; or the first error."""
+    good: list[Item] = []
+    for item in items:
+        if isinstance(item, SuiteError):
+            return item
+        good.append(item)
     crops = [
-        torch.from_numpy(np.stack(view)).permute(0, 3, 1, 2).contiguous() for view in zip(*(c for c, _ in items), strict=True)
+        torch.from_numpy(np.stack(view)).permute(0, 3, 1, 2).contiguous() for view in zip(*(c for c, _ in good), strict=True)
     ]
-    return crops, torch.tensor([i for _, i in items])
+    return crops, torch.tensor([i for _, i in good])
+
+
+def _fetched(loader: DataLoader) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """What the workers send; their errors as one line."""
+    # Workers inherit the blocked signals: one that arrives before `_ready` ran must not kill them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SHARED)
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            first = str(error).splitlines()[0]
+            raise JobError(f"{first} (out of memory or shared memory? try fewer workers, or workers=0)") from error
+        if batch is None:
+            return
+        if isinstance(batch, SuiteError):
+            raise batch
+        yield batch
+
+
+def _ready(worker: int) -> None:
+    """Leave Ctrl-C and a scheduler's SIGTERM, which reach the whole group of processes, to the main one.
+
+    It finishes its step and saves, for which it needs the batch that its workers are decoding. A second SIGTERM ends a
+    worker: the main process sends it when it exits without having told the workers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SHARED)

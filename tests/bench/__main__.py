@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 import time
@@ -34,16 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(machine(), flush=True)
     found: list[Row] = []
     for group in given.only:
+        print(f"measuring {group} ...", file=sys.stderr, flush=True)
         found += GROUPS[group](images, effort)
-    repetitions = f"median of {effort.repetitions} paired repetitions of about {effort.seconds:g} s"
-    print(f"{repetitions}, measured in {time.perf_counter() - began:.0f} s\n\n{table(found)}")
+    how = f"{effort.repetitions} paired repetitions of about {effort.seconds:g} s each, medians"
+    print(f"{how}; measured in {time.perf_counter() - began:.0f} s\n\n{table(found)}")
     return 0
 
 
 def machine() -> str:
-    """Processor, threads and versions."""
+    """Processor, threads and versions; warns of other processes, whose threads slow ours down many times over."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{processor()}{gpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads, load = torch.get_num_threads(), os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    busy = f"\nload average {load:.1f} before the start: the machine is busy, repeat this on an idle one" if load > 0.5 else ""
+    return f"{processor()}{gpu}, {threads} threads, torch {torch.__version__}{busy}"
 
 
 def processor() -> str:

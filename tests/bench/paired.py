@@ -18,6 +18,8 @@ class Side:
     name: str
     run: Callable[[int], int]
     "Does so many units of work (steps, batches) and returns the number of images that went through."
+    stretch: float = 1.0
+    "Times the usual seconds, for a side whose every call starts processes."
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,14 @@ def measure(sides: Sequence[Side], effort: Effort, clock: Clock = time.perf_coun
 def _units(side: Side, effort: Effort, clock: Clock) -> int:
     """Units of work that take about the wanted time. The first unit warms up: kernels are chosen, buffers allocated."""
     side.run(1)
-    began = clock()
-    side.run(1)
-    return max(1, min(effort.most, round(effort.seconds / (clock() - began))))
+    wanted, units = effort.seconds * side.stretch, 1
+    while True:
+        began = clock()
+        side.run(units)
+        took = max(clock() - began, 1e-9)
+        if took >= wanted / 4 or units >= effort.most:
+            return max(1, min(effort.most, round(units * wanted / took)))
+        units = min(effort.most, 4 * units)
 
 
 def row(what: str, speeds: Mapping[str, list[float]], ours: str, theirs: str, goal: float | None) -> Row:

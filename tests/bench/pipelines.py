@@ -76,14 +76,14 @@ def augmentation_rows(images: ImageSet, effort: Effort) -> list[Row]:
     for size, side, count in ((32, 32, 256), (224, 256, 32)):
         config = replace(paper, size=size)
         batch = enlarged(images, count, side)
-        goal = f"mocov2 view, {size} px"
+        name = f"mocov2 view, {size} px"
         sides = [Side("batched", batched(config, batch, 1)), Side("single", per_image(config, batch))]
         speeds = measure(sides, effort)
-        found.append(row(f"{goal}, one thread / torchvision", speeds, "batched", "single", 1.0))
+        found.append(row(f"{name}, one thread / torchvision", speeds, "batched", "single", 1.0))
         cores = torch.get_num_threads()
-        sides = [Side("batched", batched(config, batch, cores)), Side("workers", in_workers(config, batch, cores))]
+        sides = [Side("batched", batched(config, batch, cores)), Side("workers", in_workers(config, batch, cores), stretch=3.0)]
         speeds = measure(sides, effort)
-        found.append(row(f"{goal}, {cores} threads / {cores} workers", speeds, "batched", "workers", 1.0))
+        found.append(row(f"{name}, {cores} threads / {cores} workers", speeds, "batched", "workers", 1.0))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -46,7 +47,7 @@ def compare(name: str, config: MoCoV2Config, images: ImageSet, effort: Effort) -
     sides = [Side("loop", loop(config, images)), Side("bare", bare(config, images))]
     why = ""
     try:
-        sides.append(Side("lightly", lightly(config, images)))
+        sides.append(Side("lightly", lightly(config, images), stretch=3.0))
     except ImportError as error:
         why = f"lightly cannot be imported ({error})"
     speeds = measure(sides, effort)
@@ -73,9 +74,10 @@ def loop(config: MoCoV2Config, images: ImageSet) -> Callable[[int], int]:
 
 def bare(config: MoCoV2Config, images: ImageSet) -> Callable[[int], int]:
     """EMA, forward, backward and optimizer step of the same model, over a few batches of views that are already there."""
-    source = trainer(RECIPE, config, images)
+    with deterministic(True):
+        source = trainer(RECIPE, config, images)
     device = source.fabric.device
-    pool = [batch for _, batch in zip(range(4), source.loader.epoch(0), strict=False)]
+    pool = list(itertools.islice(source.loader.epoch(0), 4))
     method = build(RECIPE, config, images).to(device).to(memory_format=torch.channels_last).train()
     optimizer = optim.build(method.param_groups(config.optim), config.optim)
     low = {"bf16": torch.bfloat16, "16": torch.float16}.get(engine.supported(config.precision, device))
