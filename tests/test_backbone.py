@@ -22,9 +22,7 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("arch", "options", "side", "dims", "strides"), FAMILIES, ids=lambda v: v if isinstance(v, str) else ""
-)
+@pytest.mark.parametrize(("arch", "options", "side", "dims", "strides"), FAMILIES, ids=[f[0] for f in FAMILIES])
 def test_families(arch, options, side, dims, strides, tmp_path):
     torch.manual_seed(0)
     backbone = Backbone(arch, options).eval()

@@ -8,6 +8,7 @@ decoded and cropped by workers (the crop is the view's first operation), the res
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -187,29 +188,46 @@ def _fetched(loader: DataLoader) -> Iterator[tuple[list[Tensor], Tensor]]:
     # Workers inherit the blocked signals: one that arrives before `_ready` ran must not kill them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SHARED)
     try:
-        batches = iter(loader)
+        batches: Iterator | None = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    while True:
-        try:
-            batch = next(batches, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            first = str(error).splitlines()[0]
-            raise JobError(f"{first} (out of memory or shared memory? try fewer workers, or workers=0)") from error
-        if batch is None:
-            return
-        if isinstance(batch, SuiteError):
-            raise batch
-        yield batch
+
+    def leave() -> None:
+        """Drop the iterator, which ends its workers: a traceback may keep this generator alive until the very end."""
+        nonlocal batches
+        batches = None
+
+    atexit.register(leave)
+    try:
+        while batches is not None and (batch := _next(batches)) is not None:
+            if isinstance(batch, SuiteError):
+                raise batch
+            yield batch
+    finally:
+        atexit.unregister(leave)
+        leave()
+
+
+def _next(batches: Iterator) -> tuple[list[Tensor], Tensor] | SuiteError | None:
+    """The next batch or error, None at the end.
+
+    Raises:
+        JobError: a worker died.
+    """
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise JobError(f"{first} (out of memory or shared memory? try fewer workers, or workers=0)") from error
 
 
 def _ready(worker: int) -> None:
     """Leave Ctrl-C and a scheduler's SIGTERM, which reach the whole group of processes, to the main one.
 
     It finishes its step and saves, for which it needs the batch that its workers are decoding. A second SIGTERM ends a
-    worker: the main process sends it when it exits without having told the workers.
+    worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
