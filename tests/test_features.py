@@ -28,9 +28,8 @@ def backbone():
 def test_features_are_the_networks_own_in_the_sets_order(backbone, digits):
     images = digits.subset(np.arange(50))
     out = features.extract(backbone, images, VIEW, ["pooled", "stage2", "stage5@2"], device=torch.device("cpu"), batch=16)
-    x = (
-        torch.from_numpy(images.array).permute(0, 3, 1, 2) / 255 - torch.tensor(VIEW.ops[1].mean).view(3, 1, 1)
-    ) / torch.tensor(VIEW.ops[1].std).view(3, 1, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (VIEW.ops[1].mean, VIEW.ops[1].std))
+    x = (torch.from_numpy(images.array).permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.no_grad():
         pooled, maps = backbone.eval().pooled_and_stages(x)
     np.testing.assert_allclose(out["pooled"], pooled.numpy(), rtol=1e-3, atol=1e-5)

@@ -23,9 +23,9 @@ from suite.views import CenterCrop, ColorJitter, GaussianBlur, HorizontalFlip, N
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIR = (
-    View((RandomResizedCrop(24), HorizontalFlip(), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), GaussianBlur((0.1, 2.0), 0.5), Normalize())),
+    View((RandomResizedCrop(24), HorizontalFlip(), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), GaussianBlur(p=0.5), Normalize())),
     View((RandomResizedCrop(16, scale=(0.1, 0.5)), Normalize())),
-)  # fmt: skip
+)
 PLAIN = (View((Resize(28), CenterCrop(24), Normalize())),)
 
 
