@@ -122,7 +122,7 @@ def _one(job: Job, store: Store, benchmarks: Any, options: Any, asked: Asked, re
         _spawn(job, store, asked, options)
         options = replace(options, again=False)
     if not main:
-        pretrain(job, folder, options, reporter)
+        pretrain(job, folder, options, Reporter())
         return []
     with folder.lock():
         record = pretrain(job, folder, options, reporter)

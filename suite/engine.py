@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -66,7 +67,7 @@ def make_fabric(precision: str = "32") -> Fabric:
     device = default_device()
     world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else 1
     backend = "nccl" if device.type == "cuda" else "gloo"
-    strategy = DDPStrategy(broadcast_buffers=False, process_group_backend=backend) if launched() else "auto"
+    strategy = _ddp(backend) if launched() else "auto"
     fabric = Fabric(
         accelerator=device.type,
         devices=world,
@@ -76,6 +77,13 @@ def make_fabric(precision: str = "32") -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def _ddp(backend: str) -> DDPStrategy:
+    """DDP that leaves buffers alone: plain batch norm keeps the statistics of its own process, as the papers train."""
+    # torch's replacement for this option copies the buffers once at the start, which would move queues between processes.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
+    return DDPStrategy(broadcast_buffers=False, process_group_backend=backend)
 
 
 def make_deterministic(device: torch.device) -> None:
