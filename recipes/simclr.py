@@ -112,7 +112,7 @@ RECIPE = Recipe(
             **DIGITS, batch=256, epochs=25, optim=Optim(lr=0.4, weight_decay=1e-4, warmup=1), precision="bf16",
             temperature=0.2, hidden=128, dim=64, flip=0.0, blur=0.0, crop_min=0.5, jitter=(0.8, 0.8, 0.8, 0.5),
         ),
-        "tiny": SimCLRConfig(**TINY, optim=Optim(lr=0.05), hidden=32, dim=16, flip=0.0),
+        "tiny": SimCLRConfig(**TINY, optim=Optim(lr=0.02), temperature=0.5, hidden=32, dim=16, flip=0.0),
     },
     reference={
         "resnet50_8xb32-coslr-200e_in1k": (

@@ -21,9 +21,10 @@ from lightning_fabric import Fabric
 from suite import config as configs
 from suite import engine, features
 from suite.backbone import Backbone
-from suite.data import card, load
+from suite.data import cache_dir, card, load
 from suite.data.imageset import ImageSet
 from suite.data.loader import Loader
+from suite.data.pack import packed, packed_fingerprint
 from suite.errors import JobError, SuiteError, UsageError, unknown
 from suite.features import FeatureStore
 from suite.method import TrainSet
@@ -64,12 +65,14 @@ class Sources:
         roots: data set name to folder.
         on_broken: `refuse` or `skip` broken images.
         cache: folder of generated and packed data, None: the default.
+        pack: shorter side of the packed copies that sets too large for memory are read from; 0: from their own files.
     """
 
     dataset: str
     roots: dict[str, Path] = field(default_factory=dict)
     on_broken: str = "refuse"
     cache: Path | None = None
+    pack: int = 0
 
     def __post_init__(self) -> None:
         """Refuse an unknown way to treat broken images."""
@@ -91,8 +94,23 @@ class Sources:
             return EMBEDDED[task]
         raise UsageError(f"no data set for {task}: give --data-root NAME=DIR (see `suite data ls`)")
 
-    def load(self, name: str, split: str) -> ImageSet:
-        """Load what the data set's protocols call `train` or `test` (trainval of VOC, val of ImageNet)."""
+    def load(self, name: str, split: str, reporter: Reporter | None = None) -> ImageSet:
+        """Load what the data set's protocols call `train` or `test` (trainval of VOC, val of ImageNet), packed if so chosen."""
+        images = self._own(name, split)
+        if not self.pack or images.array is not None:
+            return images
+        return packed(images, cache_dir(self.cache) / "packed", self.pack, reporter or Reporter())
+
+    def fingerprint(self, name: str, split: str) -> str:
+        """Fingerprint of what `load` gives, without packing anything."""
+        images = self._own(name, split)
+        return packed_fingerprint(images, self.pack) if self.pack and images.array is None else images.fingerprint
+
+    def serving(self, task: str) -> Sources:
+        """The same for a task: boxes and masks are in the pixels of the original files, which are then read as they are."""
+        return replace(self, pack=0) if task in ("detection", "segmentation") else self
+
+    def _own(self, name: str, split: str) -> ImageSet:
         known = card(name)
         own = {"train": known.train, "test": known.test or "test"}.get(split, split)
         return load(
@@ -125,7 +143,7 @@ class Bench:
     def data(self, cfg: EvalConfig, split: str) -> ImageSet:
         """`train` or `test` of the evaluator's data set; the fingerprint goes into the record."""
         name = self.sources.name(self.evaluator.task, cfg.dataset)
-        images = self.sources.load(name, split)
+        images = self.sources.load(name, split, self.reporter)
         self.fingerprints[f"{name}/{images.split}"] = images.fingerprint
         return images
 
@@ -268,7 +286,7 @@ def evaluate(
     Raises:
         Interrupted: a signal came.
     """
-    config = resolve(evaluator, preset, assignments)
+    config, sources = resolve(evaluator, preset, assignments), sources.serving(evaluator.task)
     result = Result(
         evaluator=evaluator.name, preset=preset, version=evaluator.version, config=configs.to_dict(config), digest="",
         status="skipped", weights=weights, created=now(),
@@ -277,7 +295,7 @@ def evaluate(
         need = missing_need(evaluator)
         dataset = "" if need else sources.name(evaluator.task, config.dataset)
         # Sample data is part of the identity: the same preset on another data set is another result.
-        fingerprint = "" if need else sources.load(dataset, "test").fingerprint
+        fingerprint = "" if need else sources.fingerprint(dataset, "test")
     except UsageError as error:
         need, dataset, fingerprint = str(error), "", ""
     result = replace(result, digest=digest(evaluator, config, dataset, fingerprint), why=need)

@@ -41,6 +41,14 @@ Devices = Annotated[int, typer.Option("--devices", min=1, help="Processes (GPUs)
 Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches per step; the global batch stays.")]
 Keep = Annotated[int, typer.Option("--keep", min=0, help="Best checkpoints to keep beside the last one.")]
 Track = Annotated[str, typer.Option("--track", help="tensorboard, wandb, mlflow, or a list.")]
+Pack = Annotated[
+    bool,
+    typer.Option(
+        "--pack",
+        help="Decode photographs once into the cache, with the shorter side at most 256 pixels (more for views above 224), "
+        "and read that copy from then on. The reduced pictures count as another data set in the records.",
+    ),
+]
 Again = Annotated[bool, typer.Option("--again", help="Compute anew what is already there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -93,6 +101,7 @@ def run(
     accumulate: Accumulate = 1,
     keep: Keep = 0,
     track: Track = "",
+    pack: Pack = False,
     again: Again = False,
     debug: Debug = False,
 ) -> None:
@@ -101,7 +110,7 @@ def run(
 
     asked = command.Asked(
         _algos(algo), _list(preset), _seeds(seeds), bench, overrides or [], dataset, dataset_root, data_root or [], on_broken,
-        devices, accumulate, keep, tuple(_list(track)), again, debug,
+        devices, accumulate, keep, tuple(_list(track)), again, debug, pack,
     )  # fmt: skip
     if from_record is not None:
         asked = command.repeat(asked, from_record)
@@ -123,13 +132,14 @@ def pretrain(
     accumulate: Accumulate = 1,
     keep: Keep = 0,
     track: Track = "",
+    pack: Pack = False,
     again: Again = False,
     debug: Debug = False,
 ) -> None:
     """Pre-train only: `run` without benchmarks, controls and pages."""
     run(
         overrides, algo, "", preset, seeds, dataset, dataset_root, data_root, runs, Path("model-zoo"), False, False, None,
-        on_broken, devices, accumulate, keep, track, again, debug,
+        on_broken, devices, accumulate, keep, track, pack, again, debug,
     )  # fmt: skip
 
 
@@ -148,6 +158,7 @@ def evaluate(
     pages: Pages = Path("model-zoo"),
     report: Annotated[bool, typer.Option(help="Regenerate the pages at the end.")] = True,
     on_broken: Broken = "refuse",
+    pack: Pack = False,
     again: Again = False,
     debug: Debug = False,
 ) -> None:
@@ -155,7 +166,18 @@ def evaluate(
     from suite import command
 
     asked = command.Asked(
-        [], [], [None], bench, overrides or [], dataset, dataset_root, data_root or [], on_broken, again=again, debug=debug
+        [],
+        [],
+        [None],
+        bench,
+        overrides or [],
+        dataset,
+        dataset_root,
+        data_root or [],
+        on_broken,
+        again=again,
+        debug=debug,
+        pack=pack,
     )
     how = {"arch": arch or None, "prefix": prefix}
     command.evaluate(weights, asked, runs, pages if report else None, size or None, how, _reporter())

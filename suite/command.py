@@ -43,6 +43,7 @@ class Asked:
     trackers: tuple[str, ...] = ()
     again: bool = False
     debug: bool = False
+    pack: bool = False
 
 
 def repeat(asked: Asked, path: Path) -> Asked:
@@ -69,9 +70,10 @@ def run(asked: Asked, runs: Path, pages: Path | None, controls: bool, reporter: 
         UsageError: before anything is computed, if any part of the command is wrong.
         JobError: after everything else ran, if an evaluator failed.
     """
-    from suite import engine
+    from suite import engine, track
     from suite.run import Benchmarks, Options, split_assignments
 
+    track.check(asked.trackers)
     store = Store(runs)
     own, theirs = split_assignments(asked.overrides)
     benchmarks = Benchmarks.parse(asked.bench, theirs)
@@ -100,7 +102,7 @@ def _jobs(asked: Asked, overrides: Sequence[str]) -> Iterator[Job]:
     for algo in asked.algos:
         for preset in asked.presets or [""]:
             for seed in asked.seeds:
-                yield prepare(algo, preset, overrides, seed, dataset, roots, asked.on_broken)
+                yield prepare(algo, preset, overrides, seed, dataset, roots, asked.on_broken, asked.pack)
 
 
 def _controls(jobs: Sequence[Job]) -> list[Job]:
@@ -146,7 +148,8 @@ def _spawn(job: Job, store: Store, asked: Asked, options: Any) -> None:
     roots = [f"--data-root={name}={folder}" for name, folder in job.sources.roots.items()]
     arguments = ["pretrain", "--algo", job.recipe.name, "--preset", job.preset, "--runs", str(store.root), *roots,
                  "--on-broken", asked.on_broken, "--accumulate", str(options.accumulate), "--keep", str(options.keep),
-                 *(["--again"] if options.again else []), *fixed]  # fmt: skip
+                 *(["--track", ",".join(options.trackers)] if options.trackers else []),
+                 *(["--pack"] if job.sources.pack else []), *(["--again"] if options.again else []), *fixed]  # fmt: skip
     done = subprocess.run(engine.respawn(asked.devices, arguments), check=False)
     if done.returncode:
         raise JobError(f"{job.id}: pre-training on {asked.devices} devices failed (exit {done.returncode})")
@@ -156,7 +159,9 @@ def evaluate(
     weights: Path, asked: Asked, runs: Path, pages: Path | None, size: int | None, how: dict[str, Any], reporter: Reporter
 ) -> None:
     """Benchmarks on a weights file, or on a finished run."""
+    from suite.backbone import read_metadata
     from suite.bench import Sources
+    from suite.data.pack import side
     from suite.run import Benchmarks, Options, adopt, benchmark, sources, split_assignments
 
     store = Store(runs)
@@ -175,7 +180,8 @@ def evaluate(
     else:
         folder, record = adopt(weights, store, dataset or "digits", size, **how)
         reporter.say("\n".join(record.notes))
-    where = Sources(dataset or "digits", roots, asked.on_broken)
+    short = side(int(read_metadata(folder.weights).get("size", "224"))) if asked.pack else 0
+    where = Sources(dataset or "digits", roots, asked.on_broken, pack=short)
     with folder.lock():
         options = Options(again=asked.again, debug=asked.debug)
         results = benchmark(folder, record, benchmarks, where, store, options, reporter)

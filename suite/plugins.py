@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import sys
+import zlib
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -66,13 +68,16 @@ def load(kind: Kind, name: str) -> Any:
 def _from_path(kind: Kind, path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"{SINGULAR[kind]} file {str(path)!r} does not exist")
-    spec = importlib.util.spec_from_file_location(f"suite_plugin_{path.stem}", path)
+    name = f"suite_plugin_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{SINGULAR[kind]} file {str(path)!r} cannot be imported")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their annotations up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[name]
         raise JobError(f"{SINGULAR[kind]} file {str(path)!r} failed to import: {_one_line(error)}") from error
     return _checked(kind, getattr(module, OBJECT[kind], None), f"{path}:{OBJECT[kind]}", None)
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from suite import bench, engine, plugins, weights
+from suite import bench, engine, plugins, track, weights
 from suite import config as configs
 from suite.backbone import Backbone, check_architecture, read_metadata
 from suite.bench import Sources
 from suite.data import card, detect
+from suite.data import pack as packing
 from suite.errors import UsageError, unknown
 from suite.features import FeatureStore
 from suite.method import Method, TrainSet
@@ -89,7 +90,7 @@ def sources(dataset: str, dataset_root: Path | None, roots: Sequence[str]) -> tu
 
 def prepare(
     algo: str, preset: str, assignments: Sequence[str], seed: int | None, dataset: str, roots: Mapping[str, Path],
-    on_broken: str = "refuse",
+    on_broken: str = "refuse", pack: bool = False,
 ) -> Job:  # fmt: skip
     """Resolve recipe, preset, overrides and data.
 
@@ -104,8 +105,8 @@ def prepare(
     given += [f"seed={seed}"] if seed is not None else []
     config = configs.override(recipe.presets[name], [*given, *assignments])
     check_architecture(config.arch)
-    where = Sources(config.dataset, dict(roots), on_broken)
-    return Job(recipe, name, config, where, where.load(config.dataset, "train").fingerprint)
+    where = Sources(config.dataset, dict(roots), on_broken, pack=packing.side(config.size) if pack else 0)
+    return Job(recipe, name, config, where, where.fingerprint(config.dataset, "train"))
 
 
 def default_preset(recipe: Recipe, dataset: str) -> str:
@@ -143,7 +144,7 @@ def pretrain(job: Job, run: Run, options: Options, reporter: Reporter) -> RunRec
     main = engine.main_process()
     reporter.say(f"{job.id}: pre-training" if job.recipe.method else f"{job.id}: initialising")
     torch.manual_seed(job.config.seed)
-    images = job.sources.load(job.config.dataset, "train")
+    images = job.sources.load(job.config.dataset, "train", reporter)
     backbone = Backbone(job.config.arch, job.config.arch_options, job.config.stem)
     began = RunRecord(
         id=job.id, recipe=job.recipe.name, recipe_version=job.recipe.version, preset=job.preset,
@@ -157,13 +158,16 @@ def pretrain(job: Job, run: Run, options: Options, reporter: Reporter) -> RunRec
     fabric = engine.make_fabric(job.config.precision)
     engine.make_deterministic(fabric.device)
     plan = Plan.of(job.config, accumulate=options.accumulate, keep=options.keep)
-    log = jsonl(run.log)
-    outcome = fit(
-        method, images, job.recipe.views(job.config), plan, fabric,
-        folder=run.checkpoints, log=log, reporter=reporter, what=job.recipe.name,
-    )  # fmt: skip
+    names = options.trackers if main else ()
+    with track.tracking(jsonl(run.log), names, job.id, run.path, began.config, reporter.say) as log:
+        outcome = fit(
+            method, images, job.recipe.views(job.config), plan, fabric,
+            folder=run.checkpoints, log=log, reporter=reporter, what=job.recipe.name,
+        )  # fmt: skip
     world = fabric.world_size
     notes = []
+    if isinstance(images.images, packing.PackedImages):
+        notes.append(f"pictures were packed with the shorter side at most {job.sources.pack} pixels")
     if (world > 1 or options.accumulate > 1) and job.recipe.batch_dependent:
         notes.append(f"{world} process(es) x {options.accumulate} accumulated step(s): {job.recipe.batch_dependent}")
     if engine.supported(job.config.precision, fabric.device) != job.config.precision:

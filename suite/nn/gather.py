@@ -81,22 +81,20 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalise N×C×… with the statistics of W·N samples."""
         if not self.training or world_size() == 1:
             return super().forward(x)
-        axes = [0, *range(2, x.ndim)]
+        axes, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         values = x.float()
-        count = values.new_tensor([values.numel() / values.shape[1]])
-        sums = torch.cat([values.sum(axes), values.square().sum(axes), count])
-        total = _sum(sums)
-        n = total[-1]
-        mean, square = total[:-1].div(n).chunk(2)
-        variance = square - mean.square()
+        n = _sum(values.new_tensor(values.numel() / values.shape[1]))
+        mean = _sum(values.sum(axes)) / n
+        centred = values - mean.view(shape)
+        # The mean first, then the squares around it: a difference of large sums would lose half the digits.
+        variance = _sum(centred.square().sum(axes)) / n
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0.1)
                 self.running_var.lerp_((variance * n / (n - 1)).to(self.running_var.dtype), self.momentum or 0.1)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        out = (values - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
+        out = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(x.dtype)
