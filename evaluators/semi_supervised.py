@@ -33,10 +33,10 @@ class SemiConfig(EvalConfig):
     fractions: tuple[float, ...] = (0.01, 0.1)
     lrs: tuple[float, ...] = (0.01, 0.1)
     head_multipliers: tuple[float, ...] = (1.0, 10.0)
-    epochs: int = 20
+    epochs: int = 12
     batch: int = 64
     weight_decay: float = 5e-4
-    milestones: tuple[float, ...] = (12, 16)
+    milestones: tuple[float, ...] = (7, 10)
     gamma: float = 0.2
     precision: Literal["32", "bf16", "16"] = "bf16"
     label_smoothing: float = 0.0
@@ -93,7 +93,10 @@ EVALUATOR = Evaluator(
     run=run,
     presets={
         "default": SemiConfig(),
-        "grid9": SemiConfig(lrs=(1e-3, 1e-2, 1e-1), head_multipliers=(1.0, 10.0, 100.0), batch=256, flip=0.5, crop_min=0.08),
+        "grid9": SemiConfig(
+            lrs=(1e-3, 1e-2, 1e-1), head_multipliers=(1.0, 10.0, 100.0), epochs=20, milestones=(12, 16), batch=256, flip=0.5,
+            crop_min=0.08,
+        ),
     },
     describe={
         "default": "1 % and 10 % of the labels, 2 x 2 grid chosen on held-out labelled images",
@@ -101,4 +104,4 @@ EVALUATOR = Evaluator(
     },
     metrics=(Metric("top1", "top-1"), Metric("top5", "top-5")),
     frozen=False,
-)
+)  # fmt: skip
