@@ -146,7 +146,7 @@ def _spawn(job: Job, store: Store, asked: Asked, options: Any) -> None:
 
     fixed = [f"{key}={json.dumps(value)}" for key, value in configs.to_dict(job.config).items()]
     roots = [f"--data-root={name}={folder}" for name, folder in job.sources.roots.items()]
-    arguments = ["pretrain", "--algo", job.recipe.name, "--preset", job.preset, "--runs", str(store.root), *roots,
+    arguments = ["pretrain", "--algo", job.algo, "--preset", job.preset, "--runs", str(store.root), *roots,
                  "--on-broken", asked.on_broken, "--accumulate", str(options.accumulate), "--keep", str(options.keep),
                  *(["--track", ",".join(options.trackers)] if options.trackers else []),
                  *(["--pack"] if job.sources.pack else []), *(["--again"] if options.again else []), *fixed]  # fmt: skip

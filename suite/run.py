@@ -37,6 +37,8 @@ class Job:
     sources: Sources
     fingerprint: str
     "Of the training split."
+    algo: str = ""
+    "How the recipe was asked for: its name, or a path."
 
     @property
     def digest(self) -> str:
@@ -106,7 +108,7 @@ def prepare(
     config = configs.override(recipe.presets[name], [*given, *assignments])
     check_architecture(config.arch)
     where = Sources(config.dataset, dict(roots), on_broken, pack=packing.side(config.size) if pack else 0)
-    return Job(recipe, name, config, where, where.fingerprint(config.dataset, "train"))
+    return Job(recipe, name, config, where, where.fingerprint(config.dataset, "train"), algo)
 
 
 def default_preset(recipe: Recipe, dataset: str) -> str:
@@ -125,9 +127,9 @@ def control(job: Job, name: str) -> Job | None:
     same = {key: getattr(job.config, key) for key in ("arch", "arch_options", "stem", "dataset", "size", "seed")}
     if recipe.method is None:
         base = recipe.presets.get(job.preset, next(iter(recipe.presets.values())))
-        return replace(job, recipe=recipe, config=replace(base, **same, workers=job.config.workers))
+        return replace(job, recipe=recipe, algo=name, config=replace(base, **same, workers=job.config.workers))
     if job.preset in recipe.presets and card(job.config.dataset).embedded:
-        return replace(job, recipe=recipe, config=replace(recipe.presets[job.preset], **same))
+        return replace(job, recipe=recipe, algo=name, config=replace(recipe.presets[job.preset], **same))
     return None
 
 
