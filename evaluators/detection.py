@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Object detection: fine-tune Faster R-CNN on the weights and report average precision on PASCAL VOC data.
 
-    suite bench RUN --bench detection                    embedded digit scenes, seconds on a CPU
-    suite bench RUN --bench detection:voc0712_c4_24k     VOC07+12 trainval to VOC07 test, as in MoCo and MMSelfSup
+    suite eval RUN --bench detection                    embedded digit scenes, seconds on a CPU
+    suite eval RUN --bench detection:voc0712_c4_24k     VOC07+12 trainval to VOC07 test, as in MoCo and MMSelfSup
 
 `ap50` counts a detection from an overlap of 0.5 on and integrates precision over all recalls (VOC 2010 and later);
 `ap50.11point` averages it at eleven recalls, which is how figures on VOC 2007 are published; `map` is the mean of the

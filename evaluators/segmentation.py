@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Semantic segmentation: fine-tune a fully convolutional network on the weights and report mean intersection over union.
 
-    suite bench RUN --bench segmentation                       embedded digit scenes, seconds on a CPU
-    suite bench RUN --bench segmentation:voc12aug_fcn_20k      VOC 2012 with the SBD annotations, as in MMSelfSup
-    suite bench RUN --bench segmentation:cityscapes_fcn_40k    Cityscapes
+    suite eval RUN --bench segmentation                       embedded digit scenes, seconds on a CPU
+    suite eval RUN --bench segmentation:voc12aug_fcn_20k      VOC 2012 with the SBD annotations, as in MMSelfSup
+    suite eval RUN --bench segmentation:cityscapes_fcn_40k    Cityscapes
 
 `miou` is the mean over classes, background included, from one confusion matrix over all test pixels.
 """

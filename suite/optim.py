@@ -58,7 +58,7 @@ def _matches(rule: Rule, name: str, parameter: Tensor) -> bool:
 class LayerDepth:
     """Depth of a parameter for layer-wise decay: embedding 0, block k -> k + 1, the rest (head) last.
 
-    BEiT's rule for ViT (RECIPES of MAE and CAE use it) and SimMIM's for Swin: a stage's downsampling shares the depth
+    BEiT's rule for ViT (MAE and CAE use it too) and SimMIM's for Swin: a stage's downsampling shares the depth
     of the last block before it. CNN stages count as one layer each.
     """
 
@@ -139,7 +139,7 @@ def rate(settings: Optim, step: int, steps_per_epoch: int, total_steps: int) -> 
     """Learning rate (absolute) of optimizer step `step`, for a parameter with lr_scale 1.
 
     `every="epoch"` holds the rate within an epoch. Warm-up is linear from `warmup_ratio` of the regular rate. With
-    `shift` the cosine covers what follows the warm-up; without, it runs underneath (the mmcv form, RECIPES 3.2).
+    `shift` the cosine covers what follows the warm-up; without, it runs underneath (the form of mmcv's CosineAnnealing).
     """
     warm = settings.warmup * steps_per_epoch
     at = step - step % steps_per_epoch if settings.every == "epoch" else step

@@ -18,7 +18,7 @@ def test_cosine_with_warmup_shifted_and_not():
     rates = [optim.rate(settings, step, 10, 100) for step in range(100)]
     assert rates[0] == 0 and rates[10] == pytest.approx(0.5) and rates[20] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 40 / 80)))
-    # RECIPES 3.2: unshifted, the peak is base * (1 + cos(pi W/T)) / 2.
+    # Unshifted, the peak is base * (1 + cos(pi W/T)) / 2.
     unshifted = Optim(lr=1.0, warmup=2, shift=False)
     assert optim.rate(unshifted, 20, 10, 100) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.2)))
 

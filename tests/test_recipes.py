@@ -44,7 +44,7 @@ def test_every_paper_preset_is_in_the_settings_file():
 
 
 def test_first_mocov2_loss_is_near_the_logarithm_of_the_queue(digits):
-    """RECIPES section 9: random unit keys make all similarities alike."""
+    """Random unit keys make all similarities alike."""
     recipe = plugins.load("recipes", "mocov2")
     config = configs.override(recipe.presets["tiny"], ["temperature=1.0", "dim=64", "queue=128"])
     fresh = trainer(recipe, config, digits)
