@@ -330,10 +330,12 @@ def check_data(name: str, root: Path | None) -> tuple[list[str], bool]:
     from suite.data.check import check
 
     found = check(name, root)
-    lines = []
-    for split, count in found.totals.items():
-        wanted = found.expected.get(split)
-        lines.append(f"{split}: {count} images" + (f", {wanted} expected" if wanted not in (None, count) else ""))
+    short = {split: wanted for split, wanted in found.expected.items() if found.totals.get(split, 0) != wanted}
+    lines = [f"{split}: {count} images" + (f", {short[split]} expected" if split in short else "")
+             for split, count in found.totals.items()]  # fmt: skip
     lines += [f"{problem.file}: {problem.reason}" for problem in found.problems]
-    lines.append(f"{name}: complete" if found.ok else f"{name}: {len(found.problems)} problem(s). {found.how_to_obtain}")
-    return lines, found.ok
+    if found.ok and not short:
+        return [*lines, f"{name}: complete"], True
+    wrong = [f"{len(found.problems)} problem(s)"] if found.problems else []
+    wrong += [f"{len(short)} split(s) of another size than the published set"] if short else []
+    return [*lines, f"{name}: {' and '.join(wrong)}. {found.how_to_obtain}"], False

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from suite.cli import main
+from suite.data import card
 from suite.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +96,18 @@ def test_truncated_jpeg_is_refused_or_skipped(suite, tmp_path):
     assert code == 2 and "0.jpg" in err and err.count("\n") == 1
     code, _, err = suite("run", *small, "--on-broken", "skip")
     assert code == 0, err
+
+
+def test_data_check_says_what_is_missing(suite, tmp_path):
+    root = tree(tmp_path / "photos")
+    code, out, _ = suite("data", "check", "imagefolder", "--data-root", root)
+    assert code == 0 and "train: 8 images" in out and "complete" in out
+    (root / "train" / "a" / "0.jpg").write_bytes(b"not a picture")
+    code, out, _ = suite("data", "check", "imagefolder", "--data-root", root)
+    assert code == 1 and "0.jpg" in out
+    few = tree(tmp_path / "few", tuple((name, 1) for name in card("cifar10").classes))
+    code, out, _ = suite("data", "check", "cifar10", "--data-root", few)
+    assert code == 1 and "50000 expected" in out
 
 
 def test_run_twice_computes_once_and_pages_stay_current(suite):
