@@ -168,13 +168,13 @@ def test_processes_are_started_with_the_same_trackers_and_packing(tmp_path, monk
     done = types.SimpleNamespace(returncode=1)
     monkeypatch.setattr(subprocess, "run", lambda arguments, check: (started.append(arguments), done)[1])
     source = types.SimpleNamespace(roots={}, pack=256)
-    recipe = types.SimpleNamespace(name="simclr")
-    job = types.SimpleNamespace(config=track_config(), recipe=recipe, preset="tiny", sources=source, id="x")
+    job = types.SimpleNamespace(config=track_config(), algo="./mine.py", preset="tiny", sources=source, id="x")
     options = types.SimpleNamespace(accumulate=1, keep=0, trackers=("wandb", "tensorboard"), again=False)
     with pytest.raises(JobError, match="exit 1"):
         command._spawn(job, Store(tmp_path), command.Asked([], [], [None], "", [], devices=2), options)
     (arguments,) = started
     assert arguments[arguments.index("--track") + 1] == "wandb,tensorboard" and "--pack" in arguments
+    assert arguments[arguments.index("--algo") + 1] == "./mine.py"
 
 
 def track_config():
