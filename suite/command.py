@@ -178,8 +178,7 @@ def evaluate(
             raise UsageError(f"run {folder.id!r} has not finished pre-training")
         dataset = dataset or str(record.config.get("dataset", "digits"))
     else:
-        folder, record = adopt(weights, store, dataset or "digits", size, **how)
-        reporter.say("\n".join(record.notes))
+        folder, record = adopt(weights, store, dataset or "digits", size, reporter, **how)
     short = side(int(read_metadata(folder.weights).get("size", "224"))) if asked.pack else 0
     where = Sources(dataset or "digits", roots, asked.on_broken, pack=short)
     with folder.lock():
@@ -246,7 +245,7 @@ def _evaluated(side: str, asked: Asked, runs: Path, reporter: Reporter) -> str:
         return side
     from suite.run import adopt
 
-    folder, _ = adopt(path, Store(runs), "digits", None)
+    folder, _ = adopt(path, Store(runs), "digits", None, reporter)
     evaluate(Path(folder.id), asked, runs, None, None, {}, reporter)
     return folder.id
 

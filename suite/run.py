@@ -265,13 +265,15 @@ def describe(evaluator: Evaluator, result: Result, computed: bool) -> str:
     return f"  {result.key}: {evaluator.title} {metric.title} {result.metrics[metric.name]:.1f} {metric.unit} ({cost})"
 
 
-def adopt(path: Path, store: Store, dataset: str, size: int | None, **how: Any) -> tuple[Run, RunRecord]:
+def adopt(path: Path, store: Store, dataset: str, size: int | None, reporter: Reporter, **how: Any) -> tuple[Run, RunRecord]:
     """A run for a weights file from anywhere: read, checked and copied into the store as our own file.
 
     Raises:
         UsageError: unreadable, unsafe or not completely matching weights.
     """
     backbone, coverage = weights.load_backbone(path, **how)
+    for line in coverage.report():
+        reporter.say(f"  {line}")
     own = read_metadata(path) if path.suffix == ".safetensors" else {}
     side = size or int(own.get("size", 0)) or (32 if backbone.stem == "cifar" else 224)
     sha = backbone.sha256()
