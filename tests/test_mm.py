@@ -381,11 +381,11 @@ def line_data(stop_at: int = -1) -> runner.Samples:
 def test_an_interrupted_fine_tuning_continues_exactly(tmp_path: Path) -> None:
     cfg, bench = detection.DetectionConfig(iterations=9, batch=2, lr=0.01, workers=0), FakeBench(tmp_path)
     straight, resumed = Line(), Line()
-    runner.finetune(straight, line_data(), cfg, bench, lambda step: 1.0)  # type: ignore[arg-type]
+    runner.finetune(straight, line_data(), cfg, bench, lambda step: 1.0)
     with pytest.raises(KeyboardInterrupt):
-        runner.finetune(Line(), line_data(13), cfg, bench, lambda step: 1.0, save_every=0.0)  # type: ignore[arg-type]
+        runner.finetune(Line(), line_data(13), cfg, bench, lambda step: 1.0, save_every=0.0)
     assert (tmp_path / "finetune.pt").is_file()
-    runner.finetune(resumed, line_data(), cfg, bench, lambda step: 1.0)  # type: ignore[arg-type]
+    runner.finetune(resumed, line_data(), cfg, bench, lambda step: 1.0)
     assert torch.equal(straight.weight, resumed.weight)
     assert not (tmp_path / "finetune.pt").exists()
     assert bench.bars[0][2] == bench.bars[2][2] == 9
@@ -394,14 +394,14 @@ def test_an_interrupted_fine_tuning_continues_exactly(tmp_path: Path) -> None:
 def test_a_checkpoint_of_other_settings_or_damaged_is_not_resumed(tmp_path: Path) -> None:
     cfg, bench = detection.DetectionConfig(iterations=4, batch=2, lr=0.01, workers=0), FakeBench(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        runner.finetune(Line(), line_data(5), cfg, bench, lambda step: 1.0, save_every=0.0)  # type: ignore[arg-type]
+        runner.finetune(Line(), line_data(5), cfg, bench, lambda step: 1.0, save_every=0.0)
     other, straight = Line(), Line()
     changed = dataclasses.replace(cfg, lr=0.02)
-    runner.finetune(other, line_data(), changed, bench, lambda step: 1.0)  # type: ignore[arg-type]
-    runner.finetune(straight, line_data(), changed, FakeBench(tmp_path), lambda step: 1.0)  # type: ignore[arg-type]
+    runner.finetune(other, line_data(), changed, bench, lambda step: 1.0)
+    runner.finetune(straight, line_data(), changed, FakeBench(tmp_path), lambda step: 1.0)
     assert torch.equal(other.weight, straight.weight)
     (tmp_path / "finetune.pt").write_bytes(b"cut short")
-    runner.finetune(other, line_data(), changed, bench, lambda step: 1.0)  # type: ignore[arg-type]
+    runner.finetune(other, line_data(), changed, bench, lambda step: 1.0)
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
@@ -409,17 +409,17 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: Path) -> None
     weights = []
     for parts in (1, 2):
         model = Line()
-        model.loss = lambda inputs, samples, m=model: {"loss": torch.stack([(m.weight - x) ** 2 for x in inputs])}  # type: ignore[method-assign]
-        runner.finetune(model, line_data(), dataclasses.replace(cfg, accumulate=parts), FakeBench(tmp_path), lambda s: 1.0)  # type: ignore[arg-type]
+        model.loss = lambda inputs, samples, m=model: {"loss": torch.stack([(m.weight - x) ** 2 for x in inputs])}
+        runner.finetune(model, line_data(), dataclasses.replace(cfg, accumulate=parts), FakeBench(tmp_path), lambda s: 1.0)
         weights.append(model.weight.item())
     assert weights[0] == pytest.approx(weights[1]) and weights[0] != 0
 
 
 def test_divergence_names_the_learning_rate(tmp_path: Path) -> None:
     model = Line()
-    model.loss = lambda inputs, samples: {"loss": model.weight.sum() * float("nan")}  # type: ignore[method-assign]
+    model.loss = lambda inputs, samples: {"loss": model.weight.sum() * float("nan")}
     with pytest.raises(JobError, match="nan at iteration 0.*lr=0.5"):
-        runner.finetune(model, line_data(), detection.DetectionConfig(lr=0.5, workers=0), FakeBench(tmp_path), lambda s: 1.0)  # type: ignore[arg-type]
+        runner.finetune(model, line_data(), detection.DetectionConfig(lr=0.5, workers=0), FakeBench(tmp_path), lambda s: 1.0)
 
 
 def test_fine_tuning_leaves_the_global_generators_alone(tmp_path: Path) -> None:
@@ -427,7 +427,7 @@ def test_fine_tuning_leaves_the_global_generators_alone(tmp_path: Path) -> None:
     np.random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     cfg = detection.DetectionConfig(iterations=2, batch=2, lr=0.01, workers=0)
-    runner.finetune(Line(), line_data(), cfg, FakeBench(tmp_path), lambda s: 1.0)  # type: ignore[arg-type]
+    runner.finetune(Line(), line_data(), cfg, FakeBench(tmp_path), lambda s: 1.0)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
 
@@ -474,8 +474,8 @@ def test_detection_runs_end_to_end_twice_the_same(architecture: Any, sets: dict[
     net, cfg = network("resnet18", "cifar"), dataclasses.replace(QUICK, architecture=architecture, workers=0)
     before = net.sha256()
     first, second = FakeBench(tmp_path, sets), FakeBench(tmp_path, sets)
-    scores = detection.run(net, cfg, first)  # type: ignore[arg-type]
-    assert scores == detection.run(net, cfg, second)  # type: ignore[arg-type]
+    scores = detection.run(net, cfg, first)
+    assert scores == detection.run(net, cfg, second)
     assert set(scores) == {"ap50", "map", "ap50.11point"} and all(np.isfinite(list(scores.values())))
     assert headline("detection", first.stored["detection"]) == pytest.approx(scores["ap50"])
     assert first.bars == [["fine-tuning", 3, 3], ["predicting", 10, 10]]
@@ -486,7 +486,7 @@ def test_detection_runs_end_to_end_twice_the_same(architecture: Any, sets: dict[
 def test_segmentation_learns_the_squares(sets: dict[str, ImageSet], tmp_path: Path) -> None:
     cfg = dataclasses.replace(SEGMENT, iterations=40, batch=4, workers=0)
     bench = FakeBench(tmp_path, sets)
-    scores = segmentation.run(network("resnet18", "cifar"), cfg, bench)  # type: ignore[arg-type]
+    scores = segmentation.run(network("resnet18", "cifar"), cfg, bench)
     assert scores["miou"] > 35, "guessing background everywhere gives about 20"
     stored = bench.stored["miou"]["confusion"]
     assert stored.shape == (10, 4, 4) and stored.sum() == 10 * 64 * 80
@@ -496,5 +496,5 @@ def test_segmentation_learns_the_squares(sets: dict[str, ImageSet], tmp_path: Pa
 @pytest.mark.slow
 def test_detection_learns_the_squares(sets: dict[str, ImageSet], tmp_path: Path) -> None:
     cfg = dataclasses.replace(QUICK, iterations=40, batch=4, milestones=(30,), workers=0)
-    scores = detection.run(network("resnet18", "cifar"), cfg, FakeBench(tmp_path, sets))  # type: ignore[arg-type]
+    scores = detection.run(network("resnet18", "cifar"), cfg, FakeBench(tmp_path, sets))
     assert scores["ap50"] > 15

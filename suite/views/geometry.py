@@ -44,7 +44,7 @@ class Geometric(Op):
 
     def boxes(self, draws: Draws, sizes: Tensor) -> Tensor:
         """(top, left, height, width) of every sample in whole pixels, N×4 int64; `sizes` is N×2 of (height, width)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no boxes")
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the result for an image of that size."""

@@ -30,7 +30,7 @@ class Op:
 
     def update(self, images: Tensor, params: Params) -> Tensor:
         """The same on a float batch that may be overwritten."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines neither update nor apply")
 
 
 def on_rows(images: Tensor, params: Params, function: Callable[[Tensor, Params], Tensor]) -> Tensor:
