@@ -1,40 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluator may use, and the running of evaluators: one Result each, whatever happens."""
+"""What an evaluator may use: data, features extracted once for all, training, predictions, progress."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import importlib.util
-import shutil
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
+from torch import Tensor
 
-from suite import config as configs
 from suite import engine, features
 from suite.backbone import Backbone
-from suite.data import cache_dir, card, load
+from suite.data import Sources
 from suite.data.imageset import ImageSet
 from suite.data.loader import Loader
-from suite.data.pack import packed, packed_fingerprint
-from suite.errors import JobError, SuiteError, UsageError, unknown
+from suite.errors import JobError, UsageError
 from suite.features import FeatureStore
-from suite.method import TrainSet
+from suite.method import Method
 from suite.metrics import PREDICTIONS
-from suite.nn.classifier import Classifier
 from suite.progress import Reporter, Task
-from suite.record import Result, environment
 from suite.spec import EvalConfig, Evaluator, Optim
-from suite.store import Run, arrays_to_bytes
-from suite.train import Interrupted, Plan
+from suite.store import write_bytes
+from suite.train import Plan
 from suite.train import fit as train_loop
 from suite.views import (
     IMAGENET_MEAN,
@@ -42,103 +34,58 @@ from suite.views import (
     CenterCrop,
     HorizontalFlip,
     Normalize,
+    Op,
     RandomResizedCrop,
     Resize,
     View,
     Warp,
 )
 
-EMBEDDED = {
-    "classification": "digits",
-    "multilabel": "digit-scenes",
-    "detection": "digit-scenes",
-    "segmentation": "digit-scenes",
-}
+T = TypeVar("T")
+Together = Sequence[tuple[Evaluator, EvalConfig]]
+"""Evaluators of one command: the layers that they want of a data set are extracted in one pass."""
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where data sets are.
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and with what evaluators run: the same for all of one command.
 
     Attributes:
-        dataset: what the weights were (or would be) pre-trained on.
-        roots: data set name to folder.
-        on_broken: `refuse` or `skip` broken images.
-        cache: folder of generated and packed data, None: the default.
-        pack: shorter side of the packed copies that sets too large for memory are read from; 0: from their own files.
+        sources: where data sets are.
+        store: cached features.
+        size: side of the test pictures in pixels.
+        reporter: shows progress.
+        workers: decoding processes.
     """
 
-    dataset: str
-    roots: dict[str, Path] = field(default_factory=dict)
-    on_broken: str = "refuse"
-    cache: Path | None = None
-    pack: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown way to treat broken images."""
-        if self.on_broken not in ("refuse", "skip"):
-            raise unknown("--on-broken value", self.on_broken, ("refuse", "skip"))
-
-    def name(self, task: str, wanted: str = "") -> str:
-        """The data set that serves a task: the one asked for, the run's own, one with a root, or the embedded one.
-
-        Raises:
-            UsageError: nothing at hand serves the task.
-        """
-        if wanted:
-            return wanted
-        for name in (self.dataset, *self.roots):
-            if task in card(name).tasks:
-                return name
-        if card(self.dataset).embedded:
-            return EMBEDDED[task]
-        raise UsageError(f"no data set for {task}: give --data-root NAME=DIR (see `suite data ls`)")
-
-    def load(self, name: str, split: str, reporter: Reporter | None = None) -> ImageSet:
-        """Load what the data set's protocols call `train` or `test` (trainval of VOC, val of ImageNet), packed if so chosen."""
-        images = self._own(name, split)
-        if not self.pack or images.array is not None:
-            return images
-        return packed(images, cache_dir(self.cache) / "packed", self.pack, reporter or Reporter())
-
-    def fingerprint(self, name: str, split: str) -> str:
-        """Fingerprint of what `load` gives, without packing anything."""
-        images = self._own(name, split)
-        return packed_fingerprint(images, self.pack) if self.pack and images.array is None else images.fingerprint
-
-    def serving(self, task: str) -> Sources:
-        """The same for a task: boxes and masks are in the pixels of the original files, which are then read as they are."""
-        return replace(self, pack=0) if task in ("detection", "segmentation") else self
-
-    def _own(self, name: str, split: str) -> ImageSet:
-        known = card(name)
-        own = {"train": known.train, "test": known.test or "test"}.get(split, split)
-        return load(
-            name, own, self.roots.get(name), cache=self.cache, on_broken="skip" if self.on_broken == "skip" else "refuse"
-        )
+    sources: Sources
+    store: FeatureStore
+    size: int
+    reporter: Reporter
+    workers: int = 0
 
 
 class Bench:
-    """What an evaluator may use. One is made for each (weights, evaluator)."""
+    """What an evaluator may use. One is made for each (weights, evaluator).
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        weights: str,
-        sources: Sources,
-        store: FeatureStore,
-        out: Path,
-        size: int,
-        reporter: Reporter,
-        workers: int = 0,
-    ) -> None:
-        self.evaluator, self.weights, self.sources, self.store, self.out = evaluator, weights, sources, store, out
-        self.size, self.reporter, self.workers = size, reporter, workers
+    Args:
+        evaluator: who uses it.
+        weights: sha256 of the backbone.
+        place: data, features, size, reporter.
+        out: folder for checkpoints and partial results; what is in it survives an interruption.
+        together: all evaluators that will run on these weights, for `features`.
+    """
+
+    def __init__(self, evaluator: Evaluator, weights: str, place: Place, out: Path, together: Together = ()) -> None:
+        self.evaluator, self.weights, self.place, self.out, self.together = evaluator, weights, place, out, together
+        self.sources, self.store, self.size = place.sources.serving(evaluator.task), place.store, place.size
+        self.reporter, self.workers = place.reporter, place.workers
         self.device, self.threads, self.precision = engine.default_device(), engine.threads(), "32"
         self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         self.selected: dict[str, Any] = {}
         self.fingerprints: dict[str, str] = {}
         self.arrays: dict[str, np.ndarray] | None = None
+        self.artifacts: dict[str, dict[str, np.ndarray]] = {}
 
     def data(self, cfg: EvalConfig, split: str) -> ImageSet:
         """`train` or `test` of the evaluator's data set; the fingerprint goes into the record."""
@@ -160,65 +107,152 @@ class Bench:
             return View((CenterCrop(self.size), Normalize(self.mean, self.std)))
         return View((Resize(round(self.size * 256 / 224)), CenterCrop(self.size), Normalize(self.mean, self.std)))
 
+    def train_view(self, crop_min: float = 0.08, flip: float = 0.5, *extra: Op) -> View:
+        """How training images are prepared: random resized crop, mirroring, `extra`, normalisation.
+
+        Args:
+            crop_min: least share of the area that a crop keeps.
+            flip: probability of mirroring.
+            extra: further operations on pictures in [0, 1].
+        """
+        crop = RandomResizedCrop(self.size, scale=(crop_min, 1.0))
+        return View((crop, HorizontalFlip(flip), *extra, Normalize(self.mean, self.std)))
+
     def features(
         self, backbone: Backbone, images: ImageSet, layers: Sequence[str], warp: bool = False
     ) -> dict[str, np.ndarray]:
-        """Float32 N×d features per layer (`pooled`, `stage3`, `stage3@4`), extracted once for all evaluators."""
-        view = self.view(images, warp)
-        keys = {layer: features.key(self.weights, images, view, layer, self.precision) for layer in layers}
-        found = {layer: matrix for layer in layers if (matrix := self.store.get(keys[layer])) is not None}
-        missing = [layer for layer in layers if layer not in found]
-        if missing:
-            with self.progress(len(images), f"features {images.name}/{images.split}") as advance:
-                fresh = features.extract(
-                    backbone, images, view, missing, device=self.device, workers=self.workers, advance=advance
-                )
-            for layer, matrix in fresh.items():
-                found[layer] = self.store.put(keys[layer], matrix)
-        return {layer: found[layer] for layer in layers}
-
-    def finetune(
-        self,
-        backbone: Backbone,
-        train: ImageSet,
-        test: ImageSet,
-        settings: Optim,
-        cfg: Any,
-        *,
-        epochs: int,
-        what: str = "",
-    ) -> np.ndarray:
-        """Train a copy of the whole network with a new linear classifier; class scores N×C of the test images.
+        """Features of the test view, one row per image: extracted once for all evaluators of a command.
 
         Args:
-            backbone: starting weights; not changed.
-            train: labelled images, one class each.
-            test: images to score.
-            settings: optimizer; a parameter of the classifier is called `head.…`.
-            cfg: an evaluator's config with `batch`, `precision`, `crop_min`, `flip`, `label_smoothing` and `seed`.
-            epochs: length.
-            what: name under which the training resumes after an interruption; empty for short trials.
+            backbone: the network.
+            images: a split as `data` gives it.
+            layers: names such as `pooled`, `stage3`, `stage3@4`; see `suite.features`.
+            warp: as for `view`.
+
+        Returns:
+            Layer to N×d float32, read-only and memory-mapped: it may be larger than memory.
         """
-        crop = RandomResizedCrop(self.size, scale=(cfg.crop_min, 1.0))
-        views = (View((crop, HorizontalFlip(cfg.flip), Normalize(self.mean, self.std))),)
-        torch.manual_seed(cfg.seed)
-        method = Classifier(cfg, copy.deepcopy(backbone), TrainSet(train))
-        plan = Plan(settings, min(cfg.batch, len(train)), epochs, seed=cfg.seed, workers=self.workers)
-        fabric = engine.make_fabric(cfg.precision)
+        return self._collect(backbone, images, layers, self.view(images, warp), also=self._planned(backbone, images, warp))
+
+    def augmented(
+        self, backbone: Backbone, images: ImageSet, layers: Sequence[str], view: View, copies: int
+    ) -> list[dict[str, np.ndarray]]:
+        """As `features`, of `copies` randomly augmented versions of every image; version i draws as epoch i."""
+        return [self._collect(backbone, images, layers, view, copy=i) for i in range(copies)]
+
+    def _collect(
+        self, backbone: Backbone, images: ImageSet, layers: Sequence[str], view: View, copy: int = 0, also: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
+        return features.cached(
+            self.store, backbone, images, view, layers, weights=self.weights, also=also, epoch=copy,
+            precision=self.precision, device=self.device, workers=self.workers,
+            progress=lambda total: self.progress(total, f"features {images.name}/{images.split}"),
+        )  # fmt: skip
+
+    def _planned(self, backbone: Backbone, images: ImageSet, warp: bool) -> list[str]:
+        """Layers of this data set that other evaluators of the command will ask for."""
+        found: list[str] = []
+        for evaluator, config in self.together:
+            if evaluator.layers is None or evaluator.warp != warp:
+                continue
+            with contextlib.suppress(UsageError):  # no data for that one: its own run says so
+                if self.place.sources.name(evaluator.task, config.dataset) == images.name:
+                    found += evaluator.layers(backbone, config, self.size)
+        return found
+
+    def fit(
+        self,
+        method: Method,
+        images: ImageSet,
+        views: Sequence[View],
+        settings: Optim,
+        *,
+        batch: int,
+        epochs: int,
+        precision: str = "32",
+        seed: int = 0,
+        what: str = "",
+    ) -> None:
+        """Train a method in place through the training loop.
+
+        Args:
+            method: the model and its loss.
+            images: what to train on.
+            views: one View per picture that the method wants of an image.
+            settings: optimizer and schedule.
+            batch: images per step.
+            epochs: length.
+            precision: `32`, `bf16` or `16`.
+            seed: of order and augmentation.
+            what: name under which the training resumes after an interruption; empty for short trials.
+
+        Raises:
+            JobError: not even a small part of a batch fits into the GPU's memory.
+        """
         folder = self.out / what if what else None
         title = f"{self.evaluator.name}: {what or 'trial'}"
-        train_loop(method, train, views, plan, fabric, folder=folder, reporter=self.reporter, what=title)
-        return self._scores(method, test, fabric)
+        before = {name: tensor.detach().cpu().clone() for name, tensor in method.state_dict().items()}
+        parts = 1
+        while True:
+            plan = Plan(settings, batch, epochs, seed=seed, workers=self.workers, accumulate=parts)
+            try:
+                fabric = engine.make_fabric(precision)
+                train_loop(method, images, views, plan, fabric, folder=folder, reporter=self.reporter, what=title)
+                return
+            except torch.cuda.OutOfMemoryError as error:
+                if batch % (2 * parts):
+                    raise JobError(f"a batch of {batch // parts} images does not fit into GPU memory") from error
+            parts *= 2  # here, where the error and what its traceback holds have gone
+            torch.cuda.empty_cache()
+            method.load_state_dict(before)
+            self.select(accumulated=f"{parts} parts of {batch // parts} images: a whole batch did not fit into GPU memory")
 
     @torch.no_grad()
-    def _scores(self, method: Classifier, test: ImageSet, fabric: Fabric) -> np.ndarray:
-        method.eval()
+    def scores(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        images: ImageSet,
+        *,
+        precision: str = "32",
+        batch: int = 256,
+        view: View | None = None,
+    ) -> np.ndarray:
+        """What `forward` makes of every image, in order; batches that do not fit into GPU memory are halved.
+
+        Args:
+            forward: pictures n×3×S×S to n×…; a model behind it must be in evaluation mode.
+            images: what to score.
+            precision: of the forward pass.
+            batch: images at a time.
+            view: how they are prepared; None: the test view.
+
+        Returns:
+            Float32, N×….
+        """
         loader = Loader(
-            test, (self.view(test),), 256, device=self.device, workers=self.workers, shuffle=False,
-            channels_last=not method.backbone.is_vit,
+            images, (view or self.view(images),), batch, device=self.device, workers=self.workers, shuffle=False,
+            channels_last=True,
         )  # fmt: skip
-        with fabric.autocast():
-            return np.concatenate([method.scores(batch.views[0]).float().cpu().numpy() for batch in loader.epoch(0)])
+        found = []
+        with engine.make_fabric(precision).autocast():
+            for one in loader.epoch(0):
+                values, batch = features.fitting(lambda x: forward(x).float().cpu().numpy(), one.views[0], batch)
+                found += values
+        return np.concatenate(found)
+
+    def once(self, key: str, compute: Callable[[], T]) -> T:
+        """An intermediate result, kept when the evaluator is interrupted or fails later and read back by its next run.
+
+        Args:
+            key: name within this evaluator; letters, digits, `-`, `_`, `.`.
+            compute: gives something that JSON can hold.
+        """
+        path = self.out / "kept" / f"{key}.json"
+        with contextlib.suppress(OSError, ValueError):  # absent, or cut short by a crash: computed (again)
+            return json.loads(path.read_text())
+        value = compute()
+        write_bytes(path, json.dumps(value).encode())
+        return value
 
     def select(self, **chosen: Any) -> None:
         """Record hyper-parameters that were chosen, and on what."""
@@ -234,130 +268,12 @@ class Bench:
             raise ValueError(f"predictions of kind {kind!r} are {sorted(PREDICTIONS[kind])}, got {sorted(arrays)}")
         self.arrays = {"kind": np.array(kind), **{name: np.asarray(value) for name, value in arrays.items()}}
 
+    def artifact(self, name: str, **arrays: Any) -> None:
+        """Keep arrays that a page draws (a projection, a gallery) in a file beside the result."""
+        self.artifacts[name] = {key: np.asarray(value) for key, value in arrays.items()}
+
     @contextlib.contextmanager
     def progress(self, total: int, what: str) -> Iterator[Task]:
         """A bar: `with bench.progress(n, "fitting") as advance: advance(1)`."""
         with self.reporter.task(f"{self.evaluator.name}: {what}", total) as task:
             yield task
-
-
-def resolve(evaluator: Evaluator, preset: str, assignments: Sequence[str] = ()) -> EvalConfig:
-    """The config of an evaluator's preset with overrides.
-
-    Raises:
-        UsageError: unknown preset or key.
-    """
-    if preset not in evaluator.presets:
-        raise unknown(f"preset of {evaluator.name}", preset, evaluator.presets)
-    return configs.override(evaluator.presets[preset], assignments)
-
-
-def missing_need(evaluator: Evaluator) -> str:
-    """Why an evaluator cannot run in this environment, or an empty string."""
-    absent = [name for name in evaluator.needs if importlib.util.find_spec(name) is None]
-    return f"needs {', '.join(absent)}: pip install 'ssl-suite[mm]'" if absent else ""
-
-
-def digest(evaluator: Evaluator, config: EvalConfig, dataset: str, fingerprint: str) -> str:
-    """What makes a result another result: protocol, version, settings and data."""
-    return configs.digest(config, evaluator.name, evaluator.version, dataset, fingerprint)
-
-
-def evaluate(
-    evaluator: Evaluator,
-    preset: str,
-    run: Run,
-    weights: str,
-    sources: Sources,
-    store: FeatureStore,
-    *,
-    size: int,
-    reporter: Reporter,
-    assignments: Sequence[str] = (),
-    again: bool = False,
-    debug: bool = False,
-    workers: int = 0,
-) -> tuple[Result, bool]:
-    """One evaluator on one run's weights: from its record when that is current, else measured now.
-
-    Returns:
-        The result, and whether it was computed (False: read back). A failure is a Result too, with the reason.
-
-    Raises:
-        Interrupted: a signal came.
-    """
-    config, sources = resolve(evaluator, preset, assignments), sources.serving(evaluator.task)
-    result = Result(
-        evaluator=evaluator.name, preset=preset, version=evaluator.version, config=configs.to_dict(config), digest="",
-        status="skipped", weights=weights, created=now(),
-    )  # fmt: skip
-    try:
-        need = missing_need(evaluator)
-        dataset = "" if need else sources.name(evaluator.task, config.dataset)
-        # Sample data is part of the identity: the same preset on another data set is another result.
-        fingerprint = "" if need else sources.fingerprint(dataset, "test")
-    except UsageError as error:
-        need, dataset, fingerprint = str(error), "", ""
-    result = replace(result, digest=digest(evaluator, config, dataset, fingerprint), why=need)
-    old = run.results()[0].get(result.key)
-    if old is not None and not again and _current(old, result):
-        return old, False
-    if need:
-        run.save_result(result)
-        return result, True
-    bench = Bench(evaluator, weights, sources, store, run.path / "work" / result.key, size, reporter, workers=workers)
-    result = _measure(evaluator, config, bench, run, result, debug)
-    run.save_result(result, None if bench.arrays is None or not result.predictions else arrays_to_bytes(bench.arrays))
-    if result.status == "ok":
-        shutil.rmtree(bench.out, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            bench.out.parent.rmdir()
-    return result, True
-
-
-def _current(old: Result, new: Result) -> bool:
-    same = (old.digest, old.version, old.weights) == (new.digest, new.version, new.weights)
-    return same and (old.status == "ok" or (old.status == "skipped" and bool(new.why)))
-
-
-def _measure(evaluator: Evaluator, config: EvalConfig, bench: Bench, run: Run, result: Result, debug: bool) -> Result:
-    bench.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    np.random.seed(config.seed)
-    began = time.monotonic()
-    try:
-        backbone = Backbone.load(run.weights)
-        metrics = dict(evaluator.run(backbone, config, bench))
-        if evaluator.frozen and backbone.cpu().sha256() != bench.weights:
-            raise JobError(f"{evaluator.name} changed the backbone it should have frozen (weights or batch-norm statistics)")
-        _check_metrics(evaluator, metrics)
-    except (Interrupted, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        if debug:
-            raise
-        text = str(error) if isinstance(error, SuiteError) else f"{type(error).__name__}: {error}"
-        return replace(result, status="failed", why=(text.splitlines() or [""])[0], seconds=time.monotonic() - began)
-    return replace(
-        result, status="ok", why="", metrics={name: float(value) for name, value in metrics.items()},
-        selected=bench.selected, data=bench.fingerprints, seconds=time.monotonic() - began,
-        predictions=f"{result.key}.npz" if bench.arrays is not None else "",
-        env=environment(str(bench.device), bench.threads),
-    )  # fmt: skip
-
-
-def _check_metrics(evaluator: Evaluator, metrics: dict[str, float]) -> None:
-    headline = evaluator.metrics[0].name
-    if headline not in metrics:
-        raise JobError(f"{evaluator.name} reported no {headline!r}, its headline metric")
-    known = tuple(metric.name for metric in evaluator.metrics)
-    for name, value in metrics.items():
-        if name.partition(".")[0] not in known:
-            raise JobError(f"{evaluator.name} reported {name!r}, which its metrics do not declare")
-        if not np.isfinite(value):
-            raise JobError(f"{evaluator.name} reported {name} = {value}")
-
-
-def now() -> str:
-    """The time as a record carries it: UTC, to the second."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -160,7 +160,7 @@ def evaluate(
 ) -> None:
     """Benchmarks on a weights file, or on a finished run."""
     from suite.backbone import read_metadata
-    from suite.bench import Sources
+    from suite.data import Sources
     from suite.data.pack import side
     from suite.run import Benchmarks, Options, adopt, benchmark, sources, split_assignments
 

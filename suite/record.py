@@ -63,6 +63,8 @@ class Result:
     "Split name to fingerprint."
     predictions: str = ""
     "File name of the per-sample predictions beside the record, or empty."
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    "Name to file name of further arrays beside the record, which pages draw."
     seconds: float = 0.0
     env: Env = field(default_factory=Env)
     created: str = ""
@@ -92,6 +94,10 @@ class RunRecord:
     peak_memory_mb: float = 0.0
     steps: int = 0
     loss: float | None = None
+    feature_std: float | None = None
+    "Spread of the embeddings at the end of training, 1 when healthy, 0 when collapsed."
+    feature_rank: float | None = None
+    "Their effective rank at the end of training."
     notes: tuple[str, ...] = ()
     "Warnings that belong to the numbers: collapse, changed objective, altered length."
     created: str = ""

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from suite import bench, engine, plugins, track, weights
 from suite import config as configs
+from suite import engine, measure, plugins, track, weights
 from suite.backbone import Backbone, check_architecture, read_metadata
-from suite.bench import Sources
-from suite.data import card, detect
+from suite.bench import Place
+from suite.data import Sources, card, detect
 from suite.data import pack as packing
 from suite.errors import UsageError, unknown
 from suite.features import FeatureStore
@@ -24,7 +24,7 @@ from suite.progress import Reporter
 from suite.record import Result, RunRecord, Weights, environment
 from suite.spec import Config, Evaluator, Recipe
 from suite.store import Run, Store
-from suite.train import Plan, fit, jsonl
+from suite.train import Plan, fit
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Options:
     trackers: tuple[str, ...] = ()
     again: bool = False
     debug: bool = False
-    feature_bytes: int = 8 << 30
+    feature_bytes: int = 20 << 30
 
 
 def sources(dataset: str, dataset_root: Path | None, roots: Sequence[str]) -> tuple[str, dict[str, Path]]:
@@ -161,7 +161,7 @@ def pretrain(job: Job, run: Run, options: Options, reporter: Reporter) -> RunRec
     engine.make_deterministic(fabric.device)
     plan = Plan.of(job.config, accumulate=options.accumulate, keep=options.keep)
     names = options.trackers if main else ()
-    with track.tracking(jsonl(run.log), names, job.id, run.path, began.config, reporter.say) as log:
+    with track.tracking(track.jsonl(run.log), names, job.id, run.path, began.config, reporter.say) as log:
         outcome = fit(
             method, images, job.recipe.views(job.config), plan, fabric,
             folder=run.checkpoints, log=log, reporter=reporter, what=job.recipe.name,
@@ -174,7 +174,11 @@ def pretrain(job: Job, run: Run, options: Options, reporter: Reporter) -> RunRec
         notes.append(f"{world} process(es) x {options.accumulate} accumulated step(s): {job.recipe.batch_dependent}")
     if engine.supported(job.config.precision, fabric.device) != job.config.precision:
         notes.append(f"precision {job.config.precision} is not supported on this device, float32 was used")
+    if outcome.collapsed:
+        spread = f"embeddings of spread {outcome.feature_std:.3f} and effective rank {outcome.feature_rank:.1f}"
+        notes.append(f"collapsed: training ended with {spread}")
     measured = {
+        "feature_std": outcome.feature_std, "feature_rank": outcome.feature_rank,
         "seconds": round(outcome.seconds, 2), "images_per_second": round(outcome.images_per_second, 1),
         "steps": outcome.steps, "loss": outcome.loss, "peak_memory_mb": round(engine.peak_memory_mb(fabric.device), 1),
         "notes": tuple(notes),
@@ -191,7 +195,7 @@ def _finish(record: RunRecord, run: Run, backbone: Backbone, job: Job, measured:
         record,
         weights=replace(record.weights, sha256=sha, source=job.id),
         env=environment(str(engine.default_device()), engine.threads()),
-        created=bench.now(),
+        created=measure.now(),
         **measured,
     )
     run.save(record)
@@ -219,7 +223,7 @@ class Benchmarks:
         for item in filter(None, (part.strip() for part in text.split(","))):
             name, _, preset = item.partition(":")
             for plugin in plugins.load_all("evaluators").values() if name == "all" else [plugins.load("evaluators", name)]:
-                bench.resolve(plugin, preset or plugin.default, (assignments or {}).get(plugin.name, ()))
+                measure.resolve(plugin, preset or plugin.default, (assignments or {}).get(plugin.name, ()))
                 chosen.append((plugin, preset or plugin.default))
         return cls(chosen, dict(assignments or {}))
 
@@ -242,17 +246,23 @@ def benchmark(
     run: Run, record: RunRecord, benchmarks: Benchmarks, where: Sources, store: Store, options: Options, reporter: Reporter
 ) -> list[Result]:
     """Run the evaluators on a finished run's weights; what is current already is not computed again."""
-    size = int(read_metadata(run.weights).get("size", "224"))
-    features = FeatureStore(store.root / ".features", options.feature_bytes)
+    place = Place(
+        sources=where, store=FeatureStore(store.root / ".features", options.feature_bytes),
+        size=int(read_metadata(run.weights).get("size", "224")), reporter=reporter,
+        workers=int(record.config.get("workers", 0)),
+    )  # fmt: skip
+    orders = [
+        measure.order(plugin, preset, record.weights.sha256, where, benchmarks.assignments.get(plugin.name, ()))
+        for plugin, preset in benchmarks.chosen
+    ]
+    kept = {wanted.key: None if options.again else measure.current(wanted, run) for wanted in orders}
+    missing = [wanted for wanted in orders if kept[wanted.key] is None]
     results = []
-    for evaluator, preset in benchmarks.chosen:
-        result, computed = bench.evaluate(
-            evaluator, preset, run, record.weights.sha256, where, features, size=size, reporter=reporter,
-            assignments=benchmarks.assignments.get(evaluator.name, ()), again=options.again, debug=options.debug,
-            workers=int(record.config.get("workers", 0)),
-        )  # fmt: skip
-        results.append(result)
-        reporter.say(describe(evaluator, result, computed))
+    for wanted in orders:
+        old = kept[wanted.key]
+        results.append(old or measure.evaluate(wanted, run, place, together=missing, debug=options.debug))
+        reporter.say(describe(wanted.evaluator, results[-1], computed=old is None))
+    place.store.trim()
     return results
 
 
@@ -282,7 +292,7 @@ def adopt(path: Path, store: Store, dataset: str, size: int | None, reporter: Re
               "workers": 2}  # fmt: skip
     record = RunRecord(
         id=run.id, recipe=own.get("recipe", path.stem), recipe_version=1, preset="weights", config=config, digest=sha, seed=0,
-        weights=Weights(sha, backbone.arch, backbone.parameters_count(), path.name), env=environment(), created=bench.now(),
+        weights=Weights(sha, backbone.arch, backbone.parameters_count(), path.name), env=environment(), created=measure.now(),
         notes=tuple(coverage.report()[:1]),
     )  # fmt: skip
     with run.lock():

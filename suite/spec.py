@@ -72,8 +72,8 @@ class Config:
     "A timm model name."
     arch_options: Mapping[str, Any] = field(default_factory=dict)
     "Passed to timm.create_model."
-    stem: Literal["imagenet", "cifar", "nopool"] = "imagenet"
-    "cifar: first convolution with stride 1, no max-pooling; nopool: no max-pooling."
+    stem: Literal["imagenet", "cifar", "nopool", "sobel"] = "imagenet"
+    "cifar: first convolution with stride 1, no max-pooling; nopool: no max-pooling; sobel: edges instead of colours."
     dataset: str = "imagenet"
     size: PositiveInt = 224
     "Side of the (first) training view in pixels."
@@ -180,8 +180,15 @@ class Evaluator:
     selects_on_test: tuple[str, ...] = ()
     "Presets that reproduce a published protocol which selects on test data: their rows are marked."
     default: str = "default"
+    diagnostic: bool = False
+    "True: it describes features rather than scoring them, and counts in no ranking."
     frozen: bool = True
     "True: the backbone may not change, and the bench checks that it did not."
+    layers: Callable[[Backbone, Any, int], Sequence[str]] | None = None
+    """From (backbone, config, picture side) to the cached feature layers that `run` asks for: one extraction then serves
+    all evaluators of a command."""
+    warp: bool = False
+    "Whether it asks for them of pictures warped to a square."
     needs: tuple[str, ...] = ()
     "Importable modules without which the evaluator is skipped with the reason."
     version: int = 1

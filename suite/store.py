@@ -13,7 +13,7 @@ import fcntl
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -119,11 +119,11 @@ class Run:
         """Write `run.json`; results stay in files of their own."""
         write_bytes(self.path / RUN, to_json(with_results(record, {})).encode())
 
-    def save_result(self, result: Result, predictions: bytes | None = None) -> None:
-        """Write a result, predictions first, so that a record never names a file that is not there."""
+    def save_result(self, result: Result, arrays: Mapping[str, bytes] | None = None) -> None:
+        """Write a result, its arrays (file name to bytes) first, so that a record never names a file that is not there."""
         folder = self.path / RESULTS
-        if predictions is not None:
-            write_bytes(folder / result.predictions, predictions)
+        for name, data in (arrays or {}).items():
+            write_bytes(folder / name, data)
         write_bytes(folder / f"{result.key}.json", to_json(result).encode())
 
     def record(self) -> RunRecord | None:
@@ -149,10 +149,17 @@ class Run:
 
     def predictions(self, result: Result) -> dict | None:
         """Per-sample arrays of a result, or None when it has none."""
+        return self._arrays(result.predictions)
+
+    def artifact(self, result: Result, name: str) -> dict | None:
+        """Arrays that a page draws, or None when the result has none of that name."""
+        return self._arrays(result.artifacts.get(name, ""))
+
+    def _arrays(self, file: str) -> dict | None:
         import numpy as np
 
-        path = self.path / RESULTS / Path(result.predictions).name
-        if not result.predictions or not path.is_file():
+        path = self.path / RESULTS / Path(file).name
+        if not file or not path.is_file():
             return None
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)

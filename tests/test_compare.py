@@ -35,7 +35,7 @@ def make_run(root, arrays, name="linear", run_id="a", **more):
     key = "top1" if arrays is None else metric[metrics.kind_of(arrays)]
     one = result(name, run_id * 8, {key: value} | more.pop("metrics", {}), **more)
     one = replace(one, predictions=f"{one.key}.npz" if arrays is not None else "")
-    run.save_result(one, None if arrays is None else arrays_to_bytes(arrays))
+    run.save_result(one, None if arrays is None else {one.predictions: arrays_to_bytes(arrays)})
     return run.path
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from suite.bench import Sources
+from suite.data import Sources
 from suite.cli import main
 from suite.data import pack as packing
 from suite.data.imageset import decode
@@ -106,7 +106,7 @@ def test_a_disk_that_is_too_small_is_refused_at_once(photos, tmp_path, monkeypat
 PACK = """
 import sys
 from pathlib import Path
-from suite.bench import Sources
+from suite.data import Sources
 photos, cache = map(Path, sys.argv[1:])
 images = Sources("imagefolder", {"imagefolder": photos}, cache=cache, pack=256).load("imagefolder", "train")
 print(images.images[0].sum())

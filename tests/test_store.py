@@ -89,7 +89,7 @@ def test_predictions_come_back_and_stay_inside_the_run(tmp_path):
 
     run = Store(tmp_path).run("r")
     one = result("knn", "f", {"top1": 1.0}, predictions="knn.npz")
-    run.save_result(one, arrays_to_bytes({"label": np.arange(3)}))
+    run.save_result(one, {one.predictions: arrays_to_bytes({"label": np.arange(3)})})
     assert run.predictions(one)["label"].tolist() == [0, 1, 2]
     outside = result("knn", "f", {"top1": 1.0}, predictions="../../knn.npz")
     assert json.loads(to_json(outside))["predictions"] == "../../knn.npz"

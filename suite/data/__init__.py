@@ -10,5 +10,6 @@ from suite.data.cache import cache_dir
 from suite.data.card import Card
 from suite.data.catalogue import Dataset, Options, card, catalogue, detect, load, names
 from suite.data.imageset import ImageSet
+from suite.data.sources import Sources
 
-__all__ = ["Card", "Dataset", "ImageSet", "Options", "cache_dir", "card", "catalogue", "detect", "load", "names"]
+__all__ = ["Card", "Dataset", "ImageSet", "Options", "Sources", "cache_dir", "card", "catalogue", "detect", "load", "names"]
