@@ -62,7 +62,8 @@ class TrainSet:
 class Method(nn.Module):
     """Base of all algorithms.
 
-    Subclasses build what they need in `__init__` and return `{"loss": …, other scalars to log}` from `forward`.
+    Subclasses build what they need in `__init__` and return `{"loss": …, other scalars to log}` from `forward`, and
+    as `"features"` the N×d embeddings of one view, in which the loop looks for collapse.
     Only `backbone` survives training. Whatever must be there after a resume is a parameter or a buffer.
     """
 

@@ -19,11 +19,12 @@ from suite import engine
 from suite.backbone import Backbone
 from suite.data import load
 from suite.data.imageset import ImageSet
+from suite.interrupt import Interrupted
 from suite.method import Method, Progress, TrainSet
 from suite.progress import Reporter
 from suite.record import RunRecord
 from suite.spec import Config, Document, Evaluator, Page, Recipe
-from suite.train import Interrupted, Plan, Trainer
+from suite.train import Plan, Trainer
 
 
 def build(recipe: Recipe, config: Config, images: ImageSet) -> Method:

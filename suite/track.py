@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experiment trackers beside the JSONL log: TensorBoard, Weights & Biases, MLflow. Each is imported when asked for."""
+"""The JSONL log, and experiment trackers beside it: TensorBoard, Weights & Biases, MLflow. Each is imported when asked for."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,31 @@ from suite.store import write_bytes
 Log = Callable[[dict[str, Any]], None]
 PROJECT = "ssl-suite"
 """Project (W&B) or experiment (MLflow) that the runs appear under; their own environment variables go before it."""
+
+
+def jsonl(path: Path) -> Callable[[dict[str, Any]], None]:
+    """A logger that appends one JSON line per call; rows of steps that a resume repeats are dropped first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = True
+
+    def log(row: dict[str, Any]) -> None:
+        nonlocal first
+        if first and path.is_file():
+            kept = [line for line in path.read_text().splitlines() if _step(line) < row["step"]]
+            write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+        first = False
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    return log
+
+
+def _step(line: str) -> float:
+    """Step of a log line; a line cut short by a kill counts as one to drop."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf
 
 
 class Tracker(Protocol):

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 import math
 import signal
 import time
@@ -21,19 +19,18 @@ from torch import Tensor
 from suite import optim
 from suite.data.imageset import ImageSet
 from suite.data.loader import Loader
-from suite.errors import JobError, SuiteError, UsageError
+from suite.errors import JobError, UsageError
+from suite.interrupt import Interrupted, signals
 from suite.method import Method, Progress, TrainSet
+from suite.nn.collapse import effective_rank, feature_std
 from suite.nn.gather import synchronise_batch_norm
 from suite.progress import Reporter
 from suite.spec import Config, Optim
 from suite.store import write_bytes
 from suite.views import View
 
-
-class Interrupted(SuiteError):
-    """Ctrl-C or SIGTERM arrived and everything was saved."""
-
-    exit_code = 130
+COLLAPSED_STD, COLLAPSED_RANK = 0.1, 1.5
+"""Below these a training counts as collapsed."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,16 @@ class Outcome:
     images: int = 0
     loss: float | None = None
     "Mean loss of the last logging interval."
+    feature_std: float | None = None
+    "Spread of the last watched batch's embeddings, 1 when healthy; see `suite.nn.collapse`."
+    feature_rank: float | None = None
+    "Their effective rank."
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the embeddings of different images have become (nearly) the same, or differ in one direction only."""
+        std, rank = self.feature_std, self.feature_rank
+        return std is not None and rank is not None and (std < COLLAPSED_STD or rank < COLLAPSED_RANK)
 
     @property
     def images_per_second(self) -> float:
@@ -123,7 +130,7 @@ class Trainer:
         """
         self._resume(reporter)
         self.method.train()
-        with _signals() as stop, reporter.task(what, self.total, "steps", self.step) as advance:
+        with signals() as stop, reporter.task(what, self.total, "steps", self.step) as advance:
             while self.step < self.total:
                 self._epoch(self.step // self.per_epoch, stop, advance)
         self.save() if self.folder is not None else self._flush()
@@ -166,6 +173,7 @@ class Trainer:
             last = micro == self.plan.accumulate - 1
             with self.fabric.no_backward_sync(self.model, enabled=not last):
                 values = self.model(batch)
+                features = values.pop("features", None)
                 self.fabric.backward(values["loss"] / self.plan.accumulate)
             for name, value in values.items():
                 means[name] = means.get(name, 0) + value.detach() / self.plan.accumulate
@@ -176,6 +184,9 @@ class Trainer:
         self.wrapped.zero_grad(set_to_none=True)
         self.method.after_step(progress)
         self.step += 1
+        if features is not None and (self.step % self.plan.log_every == 0 or self.step == self.total):
+            self.outcome.feature_std = feature_std(features.detach()).item()
+            self.outcome.feature_rank = effective_rank(features.detach()).item()
         self.outcome.steps, self.outcome.images = self.step, self.outcome.images + self.plan.batch
         self.pending.append((self.step, means))
 
@@ -217,7 +228,9 @@ class Trainer:
         if self.log is not None and self.fabric.is_global_zero:
             rate = optim.rate(self.plan.optim, steps[-1] - 1, self.per_epoch, self.total)
             speed = round(self.outcome.images_per_second, 1)
-            self.log({"step": steps[-1], "epoch": steps[-1] / self.per_epoch, **means, "lr": rate, "images_per_second": speed})
+            watched = {name: getattr(self.outcome, name) for name in ("feature_std", "feature_rank")}
+            row = {**means, **{name: value for name, value in watched.items() if value is not None}, "lr": rate}
+            self.log({"step": steps[-1], "epoch": steps[-1] / self.per_epoch, **row, "images_per_second": speed})
 
     def state(self) -> dict[str, Any]:
         """Everything a resume needs: plain tensors and numbers, readable with weights_only."""
@@ -276,53 +289,6 @@ def _reduced(fabric: Fabric, value: Tensor, how: str) -> Tensor:
     result = fabric.all_reduce(value, reduce_op=how)
     assert isinstance(result, Tensor)
     return result
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM for the loop to see between steps; a second Ctrl-C interrupts at once."""
-    caught: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: signals are its business
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def jsonl(path: Path) -> Callable[[dict[str, Any]], None]:
-    """A logger that appends one JSON line per call; rows of steps that a resume repeats are dropped first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    first = True
-
-    def log(row: dict[str, Any]) -> None:
-        nonlocal first
-        if first and path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step(line) < row["step"]]
-            write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
-        first = False
-        with open(path, "a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    return log
-
-
-def _step(line: str) -> float:
-    """Step of a log line; a line cut short by a kill counts as one to drop."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf
 
 
 def fit(

@@ -17,7 +17,7 @@ from suite import plugins
 from suite.errors import JobError, UsageError
 from suite.progress import Reporter
 from suite.testing import trainer
-from suite.train import jsonl
+from suite.track import jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 
