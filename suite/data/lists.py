@@ -12,6 +12,8 @@ from suite.data.files import Listing
 from suite.errors import UsageError
 
 FOLDERS = ("", "meta", "lists", "trainvalsplit_places205")
+PART = re.compile(r"\d(percent|pct)$")
+"""Lists of a labelled part of a split; they make no data set by themselves."""
 STEMS = {"train": ("train",), "val": ("val", "valid", "validation", "test"), "test": ("test", "val", "validation")}
 
 
@@ -50,7 +52,8 @@ def list_files(root: Path) -> dict[str, Path]:
             path.stem: path
             for extension in ("csv", "txt")
             for path in sorted((root / folder).glob(f"*.{extension}"))
-            if path.stem in ("train", "val", "valid", "validation", "test") or re.match(r"(train|val|test)[_-]", path.stem)
+            if path.stem in ("train", "val", "valid", "validation", "test")
+            or (re.match(r"(train|val|test)[_-]", path.stem) and not PART.search(path.stem))
         }
         if found:
             return found

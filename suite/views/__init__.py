@@ -23,6 +23,7 @@ from suite.views.colour import (
     Normalize,
     Solarize,
 )
+from suite.views.erasing import NoiseErasing
 from suite.views.geometry import (
     TRIES,
     CenterCrop,
@@ -36,6 +37,7 @@ from suite.views.geometry import (
     Warp,
 )
 from suite.views.op import Op, Params
+from suite.views.randaugment import RandAugment
 from suite.views.resample import KERNELS, crop_pil, resample, to_float
 from suite.views.view import View, multi_crop
 
@@ -54,9 +56,11 @@ __all__ = [
     "KERNELS",
     "LUMA",
     "Lighting",
+    "NoiseErasing",
     "Normalize",
     "Op",
     "Params",
+    "RandAugment",
     "RandomCrop",
     "RandomErasing",
     "RandomResizedCrop",
