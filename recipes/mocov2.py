@@ -81,7 +81,7 @@ class MoCoV2(Method):
         k = self.keys(x_k)  # N×d
         negatives = self.queue.keys.clone()  # K×d, as they were before this batch
         self.queue.push(gather_detached(k))
-        return {"loss": info_nce(q, k, negatives, self.tau)}
+        return {"loss": info_nce(q, k, negatives, self.tau), "features": q}
 
     @torch.no_grad()
     def keys(self, x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class SimCLR(Method):
         x1, x2 = batch.views
         z1 = self.g(self.backbone(x1))  # N×d
         z2 = self.g(self.backbone(x2))  # N×d
-        return {"loss": nt_xent(z1, z2, self.tau)}
+        return {"loss": nt_xent(z1, z2, self.tau), "features": z1}
 
 
 def views(config: SimCLRConfig) -> Sequence[View]:

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from suite.errors import UsageError, unknown
+from suite.nn.sobel import Sobel
 from suite.store import write_bytes
 
 FORMAT = "ssl-suite-backbone"
@@ -28,7 +29,7 @@ class Backbone(nn.Module):
         arch: a timm model name.
         options: passed to `timm.create_model`.
         stem: what a ResNet starts with. `cifar`: first convolution with stride 1, no max-pooling; `nopool`: stride 2,
-            no max-pooling.
+            no max-pooling; `sobel`: the usual one on edges instead of colours (DeepCluster).
         in_chans: input channels.
 
     Attributes:
@@ -51,7 +52,7 @@ class Backbone(nn.Module):
         except TypeError as error:
             raise UsageError(f"architecture {arch!r} does not take these options: {error}") from None
         if stem != "imagenet":
-            _small_stem(self.net, arch, stem)
+            _restem(self.net, arch, stem)
         if not hasattr(self.net, "forward_intermediates"):
             raise UsageError(f"architecture {arch!r} gives no intermediate features in timm; choose another")
         net: Any = self.net
@@ -184,11 +185,14 @@ def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
-def _small_stem(net: Any, arch: str, stem: str) -> None:
-    """A ResNet's stem for small pictures: no pooling; for `cifar` stride 1 too, and a 7×7 convolution becomes 3×3."""
+def _restem(net: Any, arch: str, stem: str) -> None:
+    """Another ResNet stem. For small pictures: no pooling; for `cifar` stride 1 too, and a 7×7 convolution becomes 3×3."""
     conv, pool = getattr(net, "conv1", None), getattr(net, "maxpool", None)
     if conv is None or pool is None:
         raise UsageError(f"architecture {arch!r} has no ResNet stem, so stem={stem!r} does not apply")
+    if stem == "sobel":
+        net.conv1 = nn.Sequential(Sobel(), *_two_channels(conv))
+        return
     net.maxpool = nn.Identity()
     if stem == "nopool":
         return
@@ -198,3 +202,13 @@ def _small_stem(net: Any, arch: str, stem: str) -> None:
         return
     net.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride=1, padding=1, bias=conv.bias is not None)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _two_channels(conv: nn.Module) -> list[nn.Module]:
+    """A stem's convolutions, the first of them remade for two input channels."""
+    first, *rest = list(conv) if isinstance(conv, nn.Sequential) else [conv]
+    assert isinstance(first, nn.Conv2d)
+    shape: Any = {name: getattr(first, name) for name in ("kernel_size", "stride", "padding")}
+    new = nn.Conv2d(2, first.out_channels, bias=first.bias is not None, **shape)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    return [new, *rest]

@@ -95,8 +95,8 @@ class Draws:
     def uniform(self, stream: int | str, k: int = 1) -> Tensor:
         """Uniform numbers in [0, 1), N×k float32, multiples of 2**-24; column j does not depend on `k`."""
         start = self.fold(stream).key[:, None]  # N×1
-        steps = torch.tensor([_signed((j + 1) * _GOLDEN) for j in range(k)], dtype=torch.int64)  # k
-        bits = _mix(start + steps.to(start.device))  # N×k
+        steps = torch.arange(1, k + 1, device=start.device) * _signed(_GOLDEN)  # k, made where they are used
+        bits = _mix(start + steps)  # N×k
         return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
     def normal(self, stream: int | str, k: int = 1) -> Tensor:

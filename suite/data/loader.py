@@ -108,7 +108,7 @@ class Loader:
         assert self.pixels is not None
         raw = self.pixels[index.to(self.pixels.device)].to(self.device, non_blocking=True)  # N×3×H×W uint8
         draws = Draws(self.seed, epoch, index)
-        views = [self._format(view(raw, draws.fold(v))) for v, view in enumerate(self.views)]
+        views = [self._format(view(raw, view.stream(draws, v))) for v, view in enumerate(self.views)]
         return Batch(views, self._label(index), index.to(self.device, non_blocking=True))
 
     def _decoded(self, chunks: list[Tensor], epoch: int) -> Iterator[Batch]:
@@ -131,7 +131,7 @@ class Loader:
         for crops, index in _fetched(loader):
             draws = Draws(self.seed, epoch, index)
             views = [
-                self._format(view.rest(crop.to(self.device, non_blocking=True), draws.fold(v)))
+                self._format(view.rest(crop.to(self.device, non_blocking=True), view.stream(draws, v)))
                 for v, (view, crop) in enumerate(zip(self.views, crops, strict=True))
             ]
             yield Batch(views, self._label(index), index.to(self.device, non_blocking=True))
@@ -167,7 +167,7 @@ class _Crops(Dataset):
         except SuiteError as error:
             return error
         draws = Draws(self.seed, self.epoch, torch.tensor([i]))
-        return [view.crop(image, draws.fold(v)) for v, view in enumerate(self.views)], i
+        return [view.crop(image, view.stream(draws, v)) for v, view in enumerate(self.views)], i
 
 
 def _stack(items: list[Item | SuiteError]) -> tuple[list[Tensor], Tensor] | SuiteError:

@@ -19,11 +19,12 @@ def info_nce(q: Tensor, k: Tensor, negatives: Tensor, tau: float) -> Tensor:
         negatives: K×d unit keys.
         tau: temperature.
     """
-    q, k, negatives = q.float(), k.float(), negatives.float()
-    l_pos = (q * k).sum(1, keepdim=True)  # N×1
-    l_neg = q @ negatives.T  # N×K
-    logits = torch.cat([l_pos, l_neg], dim=1) / tau  # N×(1+K)
-    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, negatives = q.float(), k.float(), negatives.float()
+        l_pos = (q * k).sum(1, keepdim=True)  # N×1
+        l_neg = q @ negatives.T  # N×K
+        logits = torch.cat([l_pos, l_neg], dim=1) / tau  # N×(1+K)
+        return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
 def nt_xent(z1: Tensor, z2: Tensor, tau: float) -> Tensor:
@@ -39,7 +40,8 @@ def nt_xent(z1: Tensor, z2: Tensor, tau: float) -> Tensor:
     all1, all2 = gather(z1), gather(z2)  # (W·N)×d each
     everyone = torch.cat([all1, all2])  # 2WN×d
     mine = torch.cat([z1, z2])  # 2N×d
-    logits = mine @ everyone.T / tau  # 2N×2WN
+    with torch.autocast(z1.device.type, enabled=False):
+        logits = mine @ everyone.T / tau  # 2N×2WN
     first = torch.arange(n, device=z1.device) + rank() * n
     own = torch.cat([first, first + len(all1)])
     positive = torch.cat([first + len(all1), first])

@@ -83,11 +83,11 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         axes, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         values = x.float()
-        n = _sum(values.new_tensor(values.numel() / values.shape[1]))
-        mean = _sum(values.sum(axes)) / n
+        n = all_sum(values.new_tensor(values.numel() / values.shape[1]))
+        mean = all_sum(values.sum(axes)) / n
         centred = values - mean.view(shape)
         # The mean first, then the squares around it: a difference of large sums would lose half the digits.
-        variance = _sum(centred.square().sum(axes)) / n
+        variance = all_sum(centred.square().sum(axes)) / n
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0.1)
@@ -116,7 +116,8 @@ class _Sum(torch.autograd.Function):
         return gradient
 
 
-def _sum(x: Tensor) -> Tensor:
+def all_sum(x: Tensor) -> Tensor:
+    """Sum over processes; gradients of all of them reach every process's own `x`."""
     return _Sum.apply(x) if world_size() > 1 else x
 
 

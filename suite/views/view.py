@@ -27,6 +27,12 @@ class View:
     """
 
     ops: tuple[Op, ...]
+    like: int | None = None
+    "The view of the image, counted from 0, whose random numbers this one shares: the same crop at another size, say."
+
+    def stream(self, draws: Draws, place: int) -> Draws:
+        """This view's own random numbers, when it is view number `place` of the image."""
+        return draws.fold(place if self.like is None else self.like)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """N×3×H×W uint8 (or float in [0, 1]) to N×3×S×S float32."""
