@@ -18,7 +18,9 @@ from suite.data import load
 from suite.nn.gather import world_size
 from suite.testing import build, check_recipe, trainer
 
-SETTINGS = Path(__file__).parent / "settings.csv"
+SETTINGS = [
+    row for path in sorted((Path(__file__).parent / "settings").glob("*.csv")) for row in csv.DictReader(path.open())
+]
 
 
 @pytest.mark.parametrize("name", plugins.find("recipes"))
@@ -26,7 +28,7 @@ def test_conformance(name):
     check_recipe(plugins.load("recipes", name))
 
 
-@pytest.mark.parametrize("row", list(csv.DictReader(SETTINGS.open())), ids=lambda r: f"{r['recipe']}:{r['preset']}:{r['key']}")
+@pytest.mark.parametrize("row", SETTINGS, ids=lambda r: f"{r['recipe']}:{r['preset']}:{r['key']}")
 def test_settings_equal_the_published_ones(row):
     recipe = plugins.load("recipes", row["recipe"])
     value = configs.to_dict(recipe.presets[row["preset"]])
@@ -36,7 +38,7 @@ def test_settings_equal_the_published_ones(row):
 
 
 def test_every_paper_preset_is_in_the_settings_file():
-    listed = {(row["recipe"], row["preset"]) for row in csv.DictReader(SETTINGS.open())}
+    listed = {(row["recipe"], row["preset"]) for row in SETTINGS}
     for name, recipe in plugins.load_all("recipes").items():
         for preset in recipe.presets:
             if preset.endswith("_in1k") and recipe.method is not None:
