@@ -4,6 +4,7 @@
     suite eval RUN --bench segmentation                       embedded digit scenes, seconds on a CPU
     suite eval RUN --bench segmentation:voc12aug_fcn_20k      VOC 2012 with the SBD annotations, as in MMSelfSup
     suite eval RUN --bench segmentation:cityscapes_fcn_40k    Cityscapes
+    suite eval RUN --bench segmentation:cityscapes_fcn_40k --set segmentation.fraction=0.05    a twentieth of that schedule
 
 `miou` is the mean over classes, background included, from one confusion matrix over all test pixels.
 """
@@ -12,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import PositiveFloat
 
 from suite.spec import EvalConfig, Evaluator, Metric
 
@@ -31,7 +33,11 @@ class SegmentationConfig(EvalConfig):
 
     lists: tuple[tuple[str, str], ...] = ()
     "VOC layout: training lists in ImageSets/Segmentation and the folders of their label maps; empty: the split's own."
+    split: Literal["test", "val"] = "test"
+    "What to test on; `val` is for choosing settings, and is taken out of the training pictures."
     workers: int = 0
+    fraction: PositiveFloat = 1.0
+    "Part of `iterations` to train for; the record says so."
     iterations: int = 80
     batch: int = 8
     accumulate: int = 1
@@ -95,20 +101,25 @@ def run(backbone: Backbone, cfg: SegmentationConfig, bench: Bench) -> dict[str, 
     """
     import torch
 
-    from evaluators.mm import ops, runner, segmenter, voc
+    from evaluators.mm import labels, ops, runner, samples, schedule, segmenter, splits
     from suite.metrics import mean_iou
 
     ops.load("mmseg.models", "mmseg.datasets.transforms")
-    train, test = bench.data(cfg, "train"), bench.data(cfg, "test")
+    if cfg.fraction != 1:
+        bench.select(schedule=schedule.describe(cfg, PRESETS))
+    cfg = schedule.scaled(cfg)
+    train, test = splits.load(bench, cfg, cfg.split)
     classes = label_names(train.name, train.classes)
-    data = runner.Samples(voc.segmentation_items(train, cfg.lists), transforms(cfg, training=True))
+    targets = labels.items(test)
+    items = splits.without(labels.items(train, cfg.lists), targets if cfg.split == "val" else [])
+    data = samples.Samples(items, transforms(cfg, training=True))
     with runner.preserved_rng():
         torch.manual_seed(cfg.seed)
         model = segmenter.fcn(backbone, len(classes), cfg, bench.mean, bench.std)
-    rate = runner.poly_rate(cfg.iterations, cfg.power, cfg.min_lr / cfg.lr)
+    rate = schedule.poly_rate(cfg.iterations, cfg.power, cfg.min_lr / cfg.lr)
     runner.finetune(model, data, cfg, bench, rate)
 
-    data = runner.Samples(voc.segmentation_items(test), transforms(cfg, training=False))
+    data = samples.Samples(targets, transforms(cfg, training=False))
     counts = [
         confusion(sample.gt_sem_seg.data[0], sample.pred_sem_seg.data[0], len(classes))
         for batch in runner.predict(model, data, cfg.test_batch, cfg.workers, bench)
@@ -126,7 +137,7 @@ def label_names(dataset: str, classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def transforms(cfg: SegmentationConfig, training: bool) -> list[Callable[[Any], Any]]:
-    """The mmseg transforms from an item of `voc.segmentation_items` to packed inputs."""
+    """The mmseg transforms from an item of `labels.items` to packed inputs."""
     from mmcv.transforms import LoadImageFromFile, RandomFlip, RandomResize, Resize
     from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs, PhotoMetricDistortion, RandomCrop
 

@@ -221,6 +221,15 @@ def convert(path: Path, to: str, out: Path, **how: Any) -> Coverage:
 
 def _target_naming(backbone: Backbone, to: str) -> Naming:
     """The names that `to` has for this network."""
+    naming = _known_naming(backbone, to)
+    if naming is None:
+        possible = ", ".join(other for other in TARGETS if _known_naming(backbone, other) is not None)
+        raise UsageError(f"{backbone.arch!r} has no form in {to}; possible for it: {possible}")
+    return naming
+
+
+def _known_naming(backbone: Backbone, to: str) -> Naming | None:
+    """As `_target_naming`; None where there is no form of this network."""
     arch, names = backbone.arch, backbone.net.state_dict()
     resnet = "layer1.0.conv1.weight" in names and not any(".se." in name for name in names)
     plain_resnet, deep_resnet = resnet and "conv1.weight" in names, resnet and "conv1.0.weight" in names
@@ -237,24 +246,7 @@ def _target_naming(backbone: Backbone, to: str) -> Naming:
         return NAMINGS["ResNet (detectron2)"]
     if deep_resnet and to == "mmpretrain":
         return NAMINGS["ResNet (torchvision, timm)"]
-    if (to, family) in known:
-        return NAMINGS[known[to, family]]
-    raise UsageError(f"{arch!r} has no form in {to}; possible for it: {', '.join(_possible(backbone, to))}")
-
-
-def _possible(backbone: Backbone, but: str) -> list[str]:
-    """Targets other than `but` that take this network."""
-    fine = []
-    for to in TARGETS:
-        if to == "timm":
-            fine.append(to)
-        elif to != but:
-            try:
-                _target_naming(backbone, to)
-            except UsageError:
-                continue
-            fine.append(to)
-    return fine
+    return NAMINGS[known[to, family]] if (to, family) in known else None
 
 
 def _packed(state: Mapping[str, Tensor], to: str, out: Path) -> bytes:

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PASCAL VOC annotations as items for OpenMMLab transforms, and the matching of detections to boxes."""
+"""Annotations in PASCAL VOC layout as items for mmdet's transforms, and the average precision of the development kit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluators.mm.boxes import THRESHOLDS, Found, Score, iou
 from suite.data.imageset import decode
-from suite.data.voc import read_annotation, read_ids
+from suite.data.voc import read_annotation
 from suite.errors import UsageError
+from suite.metrics import detection_ap
 
 if TYPE_CHECKING:
     from suite.data.imageset import ImageSet
-
-
-CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""Ids of the classes that are trained and tested, in their order (cityscapesScripts, `labels.py`)."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +33,33 @@ class Boxes:
     "bool M."
 
 
-def detection_items(data: ImageSet) -> list[dict[str, Any]]:
+def has_boxes(data: ImageSet) -> bool:
+    """True for a set in VOC layout with an annotation of its first picture."""
+    return data.paths is not None and len(data) > 0 and _annotation(data.paths[0]).is_file()
+
+
+def items(data: ImageSet, masks: bool = False) -> list[dict[str, Any]]:
     """One item per picture of a VOC-layout set, in order, as mmdet's transforms take them.
 
     Coordinates are the file's minus one, as in mmdet. Difficult boxes carry `ignore_flag` 1.
 
+    Args:
+        data: in VOC layout.
+        masks: not available in this layout.
+
     Raises:
         UsageError: the set has no VOC layout, or an annotation is missing or unreadable.
     """
-    if data.paths is None or not len(data) or not _annotation(data.paths[0]).is_file():
-        raise UsageError(f"data set {data.name!r} has no boxes in VOC layout (Annotations/*.xml beside JPEGImages)")
+    if data.paths is None or not has_boxes(data) or masks:
+        wanted = "masks" if masks else "boxes in VOC layout (Annotations/*.xml beside JPEGImages)"
+        raise UsageError(f"data set {data.name!r} has no {wanted}")
     index = {name: i for i, name in enumerate(data.classes)}
     return [_item(path, number, index) for number, path in enumerate(data.paths)]
+
+
+def scorer(data: ImageSet, masks: bool = False) -> Score:
+    """The average precision of detections in a VOC-layout set; arguments and errors as for `items`."""
+    return partial(score, targets=[truth(item) for item in items(data, masks)], classes=data.num_classes)
 
 
 def _annotation(path: Path) -> Path:
@@ -64,60 +78,13 @@ def _item(path: Path, number: int, classes: dict[str, int]) -> dict[str, Any]:
 
 
 def truth(item: dict[str, Any]) -> Boxes:
-    """The boxes of an item of `detection_items`."""
+    """The boxes of an item of `items`."""
     instances = item["instances"]
     return Boxes(
         np.array([i["bbox"] for i in instances], dtype=np.float32).reshape(-1, 4),
         np.array([i["bbox_label"] for i in instances], dtype=np.int64),
         np.array([i["ignore_flag"] for i in instances], dtype=bool),
     )
-
-
-def segmentation_items(data: ImageSet, lists: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
-    """One item per picture with a label map, as mmseg's transforms take them.
-
-    Args:
-        data: with label maps of its own, or in VOC layout.
-        lists: VOC layout: pairs of a list in `ImageSets/Segmentation` and the folder of its label maps; empty: the list
-            of the set's split and `SegmentationClass`.
-
-    Raises:
-        UsageError: no label maps, or a list that is missing.
-    """
-    if data.masks is not None and data.paths is not None and not lists:
-        pairs = list(zip(data.paths, data.masks, strict=True))
-    elif data.paths is not None and len(data):
-        pairs = _listed(data.paths[0].parent.parent, lists or ((data.split, "SegmentationClass"),))
-    else:
-        raise UsageError(f"data set {data.name!r} has no label maps, so it cannot be segmented")
-    return [_labelled(image, mask) for image, mask in pairs]
-
-
-def _listed(folder: Path, lists: Sequence[tuple[str, str]]) -> list[tuple[Path, Path]]:
-    pairs = []
-    for name, maps in lists:
-        for image in read_ids(folder / "ImageSets" / "Segmentation" / f"{name}.txt", name):
-            pairs.append((folder / "JPEGImages" / f"{image}.jpg", folder / maps / f"{image}.png"))
-    absent = next((mask for _, mask in pairs if not mask.is_file()), None)
-    if absent is not None:
-        raise UsageError(f"label map {str(absent)!r} is missing")
-    return pairs
-
-
-def _labelled(image: Path, mask: Path) -> dict[str, Any]:
-    item = {"img_path": str(image), "seg_map_path": str(mask), "reduce_zero_label": False, "seg_fields": []}
-    if mask.stem.endswith("_labelIds"):
-        item["label_map"] = {i: CITYSCAPES_IDS.index(i) if i in CITYSCAPES_IDS else 255 for i in range(256)}
-    return item
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes: N×4, M×4 -> N×M."""
-    corner = np.maximum(a[:, None, :2], b[None, :, :2])
-    other = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.prod(np.clip(other - corner, 0, None), axis=2)
-    area_a, area_b = (np.prod(x[:, 2:] - x[:, :2], axis=1) for x in (a, b))
-    return shared / np.maximum(area_a[:, None] + area_b[None] - shared, 1e-6)
 
 
 def match(
@@ -156,3 +123,58 @@ def match(
             _, first = np.unique(best[candidates], return_index=True)
             hit[t, mine[candidates[first]]] = True
     return hit, ignored
+
+
+def score(
+    detections: Sequence[Found], targets: Sequence[Boxes], classes: int
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Average precision of detections, and the matches at an overlap of 0.5 behind it.
+
+    Args:
+        detections: per picture.
+        targets: the annotated boxes per picture.
+        classes: number of classes.
+
+    Returns:
+        `ap50`, `ap75`, `map` and `ap50.11point` in percent; the arrays of the "detection" predictions.
+
+    Raises:
+        UsageError: no box to find.
+    """
+    n_gt = np.stack([np.bincount(t.classes[~t.difficult], minlength=classes) for t in targets])  # N×C
+    if not n_gt.sum():
+        raise UsageError("the test pictures have no annotated box that is not difficult")
+    matched = [match(d.boxes, d.classes, d.scores, t, THRESHOLDS) for d, t in zip(detections, targets, strict=True)]
+    tp = np.concatenate([hit for hit, _ in matched], axis=1)  # T×M
+    ignored = np.concatenate([skip for _, skip in matched], axis=1)  # T×M
+    arrays: dict[str, np.ndarray] = {
+        "image": np.repeat(np.arange(len(detections)), [len(d.boxes) for d in detections]),
+        "cls": np.concatenate([d.classes for d in detections]).astype(np.int64),
+        "score": np.concatenate([d.scores for d in detections]),
+        "n_gt": n_gt,
+    }
+    values = [detection_ap(**arrays, tp=t, ignored=i)[0] for t, i in zip(tp, ignored, strict=True)]
+    arrays |= {"tp": tp[0], "ignored": ignored[0]}
+    eleven = eleven_point_ap(arrays["cls"], arrays["score"], tp[0], ignored[0], n_gt.sum(axis=0))
+    scores = {"ap50": values[0], "ap75": values[THRESHOLDS.index(0.75)], "map": float(np.mean(values))}
+    return scores | {"ap50.11point": eleven}, arrays
+
+
+def eleven_point_ap(cls: np.ndarray, score: np.ndarray, tp: np.ndarray, ignored: np.ndarray, total: np.ndarray) -> float:
+    """Mean over classes of the precision at recalls 0, 0.1, ..., 1, in percent (VOC 2007 development kit).
+
+    Args:
+        cls: class per detection, M.
+        score: confidence, M.
+        tp: hits, M.
+        ignored: detections that count neither way, M.
+        total: boxes that are not difficult per class, C.
+    """
+    order = np.argsort(-score, kind="stable")
+    order = order[~ignored[order]]
+    values = []
+    for c in np.flatnonzero(total):
+        hit = tp[order][cls[order] == c]
+        recall, precision = np.cumsum(hit) / total[c], np.cumsum(hit) / np.arange(1, len(hit) + 1)
+        values.append(np.mean([precision[recall >= r].max(initial=0.0) for r in np.arange(11) / 10]))
+    return float(100 * np.mean(values)) if values else float("nan")

@@ -31,11 +31,16 @@ def read_coco(root: Path, split: str) -> Listing:
     images = sorted(content["images"], key=lambda image: image["id"])
     row = {image["id"]: i for i, image in enumerate(images)}
     targets = np.full((len(images), len(categories)), -1, dtype=np.int8)
+    lost = []
     for item in content.get("annotations", ()):
         i, c = row.get(item.get("image_id")), column.get(item.get("category_id"))
         if i is None or c is None:
-            raise UsageError(f"{path}: annotation {item.get('id')} names an image or category that is not listed")
+            lost.append(item.get("id"))
+            continue
         targets[i, c] = max(targets[i, c], 0 if item.get("iscrowd") else 1)
+    if lost:
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise UsageError(f"{path}: annotation {lost[0]} names an image or category that is not listed{more}")
     names = [_name(path, folder, image["file_name"]) for image in images]
     classes = tuple(str(category["name"]) for category in categories)
     labels = targets if "annotations" in content else None
@@ -54,7 +59,7 @@ def read_inat(root: Path, split: str) -> Listing:
     content, _ = read_json(path)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     number = {category["id"]: i for i, category in enumerate(categories)}
-    of_image = {item["image_id"]: number.get(item["category_id"]) for item in content.get("annotations", ())}
+    of_image = {item.get("image_id"): number.get(item.get("category_id")) for item in content.get("annotations", ())}
     labels = [of_image.get(image["id"]) for image in content["images"]]
     if any(label is None for label in labels):
         raise UsageError(f"{path}: image {content['images'][labels.index(None)]['id']} has no listed category")
@@ -77,7 +82,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
     """The content of a COCO file, its parts checked for shape, and the digest of its bytes.
 
     Raises:
-        UsageError: not json, or without lists of images and categories.
+        UsageError: not json, without lists of images and categories, or with ids that are no whole numbers or not unique.
     """
     try:
         raw = path.read_bytes()
@@ -89,7 +94,25 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
         items = content.get(part) if isinstance(content, dict) else None
         if not isinstance(items, list) or not items or not all(isinstance(i, dict) and keys <= i.keys() for i in items):
             raise UsageError(f"annotation {str(path)!r}: no list {part!r} with {' and '.join(sorted(keys))}")
+        ids = [item["id"] for item in items]
+        bad = next((i for i in ids if not isinstance(i, int)), None)
+        if bad is not None:
+            raise UsageError(f"annotation {str(path)!r}: id {str(bad)[:40]!r} in {part!r} is no whole number")
+        if len(set(ids)) < len(ids):
+            raise UsageError(f"annotation {str(path)!r}: {len(ids) - len(set(ids))} id(s) in {part!r} are not unique")
+    _check_marks(path, content.get("annotations", []))
     return content, hashlib.sha256(raw).hexdigest()[:16]
+
+
+def _check_marks(path: Path, marks: Any) -> None:
+    """Annotations must be a list of objects whose references can be looked up."""
+    if not isinstance(marks, list) or not all(isinstance(mark, dict) for mark in marks):
+        raise UsageError(f"annotation {str(path)!r}: 'annotations' is no list of objects")
+    keys = ("image_id", "category_id")
+    wrong = [mark for mark in marks if not all(isinstance(mark.get(key), int) for key in keys)]
+    if wrong:
+        first = str(wrong[0].get("id"))[:40]
+        raise UsageError(f"annotation {str(path)!r}: {len(wrong)} annotation(s) lack image_id or category_id, first {first}")
 
 
 def image_folder_of(root: Path, name: str, content: dict[str, Any]) -> str:

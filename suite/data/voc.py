@@ -53,10 +53,9 @@ def read_voc(root: Path, split: str, years: Sequence[tuple[str, str]], classes: 
         ids = read_ids(home / folder / "ImageSets" / "Main" / f"{part}.txt", split)
         names += [f"{folder}/JPEGImages/{image}.jpg" for image in ids]
         labels = _from_lists(home / folder, part, ids, known)
-        annotated = (home / folder / "Annotations" / f"{ids[0]}.xml").is_file()
-        xml = [home / folder / "Annotations" / f"{image}.xml" for image in ids] if annotated else []
+        xml = annotation_files(home / folder, ids)
         marks.append(digest(*parallel(_bytes, xml)))
-        parts.append(_from_xml(xml, known) if labels is None and annotated else labels)
+        parts.append(_from_xml(xml, known) if labels is None and xml else labels)
     found = [part for part in parts if part is not None]
     labels = np.concatenate(found) if len(found) == len(parts) else None
     return Listing(home, names, known, labels, annotations=digest(*marks), native=home)
@@ -86,6 +85,19 @@ def read_ids(path: Path, split: str) -> list[str]:
     if bad is not None:
         raise UsageError(f"list {str(path)!r} names {bad!r}, which is no image name")
     return ids
+
+
+def annotation_files(folder: Path, ids: Sequence[str]) -> list[Path]:
+    """The XML files of some pictures of `VOC<year>`, all of them or, for a split without annotations, none.
+
+    Raises:
+        UsageError: some are missing; says how many and names the first.
+    """
+    files = [folder / "Annotations" / f"{image}.xml" for image in ids]
+    missing = [file for file, found in zip(files, parallel(Path.is_file, files), strict=True) if not found]
+    if missing and len(missing) < len(files):
+        raise UsageError(f"{len(missing)} of {len(files)} annotations are missing, first {str(missing[0])!r} (no such file)")
+    return [] if missing else files
 
 
 def read_annotation(path: Path) -> Annotation:
