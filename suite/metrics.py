@@ -10,20 +10,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[Any]
-Kind = Literal["top1", "map", "miou", "detection"]
+Kind = Literal["top1", "mean", "map", "miou", "detection"]
 
 PREDICTIONS: Mapping[str, tuple[str, ...]] = {
     "top1": ("label", "pred"),
+    "mean": ("value",),
     "map": ("targets", "scores"),
     "miou": ("confusion",),
     "detection": ("image", "cls", "score", "tp", "ignored", "n_gt"),
 }
 """Kind of predictions to the arrays it needs.
 
-`top1`: label N, pred N. `map`: targets N×C in {1 present, 0 difficult, -1 absent}, scores N×C. `miou`:
-confusion N×C×C, one matrix [true, predicted] per image. `detection`: one row per detection, already matched
-to the ground truth at one IoU (image M, cls M, score M, tp M, ignored M: matched to a difficult box), and
-n_gt N×C, the number of boxes that are not difficult.
+`top1`: label N, pred N. `mean`: value N in percent, one per image (the average precision of a query). `map`: targets N×C
+in {1 present, 0 difficult, -1 absent}, scores N×C. `miou`: confusion N×C×C, one matrix [true, predicted] per image.
+`detection`: one row per detection, already matched to the ground truth at one IoU (image M, cls M, score M, tp M, ignored
+M: matched to a difficult box), and n_gt N×C, the number of boxes that are not difficult.
 """
 
 
@@ -165,6 +166,8 @@ def headline(kind: str, arrays: Mapping[str, ArrayLike], indices: ArrayLike | No
         a = _resample(kind, a, np.sort(indices))  # so that equal scores keep the order of the images
     if kind == "top1":
         return accuracy(a["label"], a["pred"])
+    if kind == "mean":
+        return _mean(a["value"].astype(np.float64))
     if kind == "map":
         return mean_average_precision(a["targets"], a["scores"])[0]
     if kind == "miou":
@@ -190,6 +193,8 @@ def resampled(kind: str, arrays: Mapping[str, ArrayLike], counts: ArrayLike) -> 
     a = {name: np.asarray(arrays[name]) for name in PREDICTIONS[kind]}
     if kind == "top1":
         return 100 * (counts @ (a["label"] == a["pred"])) / counts.sum(axis=1)
+    if kind == "mean":
+        return counts @ a["value"].astype(np.float64) / counts.sum(axis=1)
     if kind == "miou":
         n, c, _ = a["confusion"].shape
         total = counts.astype(np.float64) @ a["confusion"].reshape(n, c * c).astype(np.float64)  # R×C²

@@ -60,7 +60,7 @@ def test_table_says_ratio_spread_and_verdict():
     ])  # fmt: skip
     header, rule, *lines = text.splitlines()
     assert header.split()[:3] == ["ours", "/", "theirs"] and set(rule) == {"-"}
-    assert lines[0].split() == ["fast", "enough", "96", "100", "0.96", "(0.90", "to", "2.00)", ">=", "0.95", "met"]
+    assert lines[0].split() == ["fast", "enough", "96", "100", "images/s", "0.96", "(0.90", "to", "2.00)", ">=", "0.95", "met"]
     assert lines[1].endswith("not met")
     assert lines[2].endswith("0.96 (0.90 to 2.00)")
     assert lines[3].endswith("not measured: lightly is not installed")

@@ -15,10 +15,18 @@ import numpy as np
 import torch
 
 from suite.data import load
-from tests.bench import pipelines, training
+from tests.bench import evaluations, neighbours, pipelines, svm, training
 from tests.bench.paired import Effort, Row, table
 
-GROUPS = {"train": training.rows, "features": pipelines.feature_rows, "views": pipelines.augmentation_rows}
+GROUPS = {
+    "train": training.rows,
+    "features": pipelines.feature_rows,
+    "views": pipelines.augmentation_rows,
+    "knn": neighbours.rows,
+    "svm": svm.rows,
+    "linear": evaluations.linear_rows,
+    "together": evaluations.together_rows,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

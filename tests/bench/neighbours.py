@@ -28,7 +28,7 @@ def rows(images: ImageSet, effort: Effort) -> list[Row]:
     against_loop = row(f"{name} / plain torch loop", measure(sides, effort), "ours", "loop", 2.0)
     sides = [Side("search", flops(bank, queries)), Side("product", product(4096 if share == 1 else 1024))]
     speeds = measure(sides, effort)
-    return [against_loop, row(f"{name}, search alone, MFLOP/s / matrix product's", speeds, "search", "product", 0.6)]
+    return [against_loop, row(f"{name}, search alone / matrix product", speeds, "search", "product", 0.6, "MFLOP/s")]
 
 
 def unit_rows(count: int, seed: int, width: int = 512) -> np.ndarray:

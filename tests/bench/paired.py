@@ -34,7 +34,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: paired speeds of ours and theirs in images/s, or why there are none."""
+    """One comparison: paired speeds of ours and theirs, or why there are none."""
 
     what: str
     goal: float | None = None
@@ -42,6 +42,7 @@ class Row:
     ours: Sequence[float] = ()
     theirs: Sequence[float] = ()
     why: str = ""
+    unit: str = "images/s"
 
     @property
     def ratios(self) -> list[float]:
@@ -58,17 +59,17 @@ class Row:
         return "met" if statistics.median(self.ratios) >= self.goal else "not met"
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text: what, ours, theirs, ratio (min to max), goal, verdict."""
+        """The row as text: what, ours, theirs, unit, ratio (min to max), goal, verdict."""
         goal = "" if self.goal is None else f">= {self.goal:.2f}"
         if self.why:
-            return self.what, "", "", "", goal, self.verdict
+            return self.what, "", "", "", "", goal, self.verdict
         ratios = self.ratios
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        speeds = (f"{statistics.median(values):.0f}" for values in (self.ours, self.theirs))
-        return self.what, *speeds, spread, goal, self.verdict
+        speeds = (f"{statistics.median(values):.4g}" for values in (self.ours, self.theirs))
+        return self.what, *speeds, self.unit, spread, goal, self.verdict
 
 
-HEADER = ("ours / theirs", "ours img/s", "theirs img/s", "ratio (min to max)", "goal", "")
+HEADER = ("ours / theirs", "ours", "theirs", "", "ratio (min to max)", "goal", "")
 
 
 def measure(sides: Sequence[Side], effort: Effort, clock: Clock = time.perf_counter) -> dict[str, list[float]]:
@@ -96,16 +97,18 @@ def _units(side: Side, effort: Effort, clock: Clock) -> int:
         units = min(effort.most, 4 * units)
 
 
-def row(what: str, speeds: Mapping[str, list[float]], ours: str, theirs: str, goal: float | None) -> Row:
+def row(
+    what: str, speeds: Mapping[str, list[float]], ours: str, theirs: str, goal: float | None, unit: str = "images/s"
+) -> Row:
     """The comparison of two of the measured sides."""
-    return Row(what, goal, speeds[ours], speeds[theirs])
+    return Row(what, goal, speeds[ours], speeds[theirs], unit=unit)
 
 
 def table(rows: Sequence[Row]) -> str:
     """Plain text with aligned columns; numbers to the right."""
     cells = [HEADER, *(r.cells() for r in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
-    texts = {0, len(HEADER) - 1}
+    texts = {0, 3, len(HEADER) - 1}
     lines = ["  ".join(c.ljust(w) if i in texts else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
              for line in cells]  # fmt: skip
     lines.insert(1, "-" * max(len(line.rstrip()) for line in lines))
