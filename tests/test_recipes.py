@@ -41,7 +41,7 @@ def test_every_paper_preset_is_in_the_settings_file():
     listed = {(row["recipe"], row["preset"]) for row in SETTINGS}
     for name, recipe in plugins.load_all("recipes").items():
         for preset in recipe.presets:
-            if preset.endswith("_in1k") and recipe.method is not None:
+            if "_in1k" in preset and recipe.method is not None:
                 assert (name, preset) in listed
 
 
