@@ -99,10 +99,10 @@ class Bench:
 
         Args:
             images: the set; one size in memory may need no resizing.
-            warp: resize to a square without keeping the aspect (the VOC07 SVM protocol).
+            warp: then resize to a square without keeping the aspect (the VOC07 SVM protocol: shorter side 256, then 224×224).
         """
         if warp:
-            return View((Warp(self.size), Normalize(self.mean, self.std)))
+            return View((Resize(round(self.size * 256 / 224)), Warp(self.size), Normalize(self.mean, self.std)))
         if images.array is not None and images.array.shape[1:3] == (self.size, self.size):
             return View((CenterCrop(self.size), Normalize(self.mean, self.std)))
         return View((Resize(round(self.size * 256 / 224)), CenterCrop(self.size), Normalize(self.mean, self.std)))

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from suite.data.check import check
-from tests.test_data import cifar10_batches, cityscapes_tree, coco_tree, cut, picture, tree, voc_tree
+from tests.data_samples import cifar10_batches, cityscapes_tree, coco_tree, cut, picture, tree, voc_tree
 
 
 def reasons(name, root, **options):
