@@ -11,27 +11,28 @@ certificate instead of for at most 2000 epochs.
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from suite.errors import UsageError
+from suite.features import five_layers
 from suite.metrics import mean_average_precision
-from suite.nn.svm_select import Fitter, fit_costs, make_fitter
+from suite.nn.svm_select import Fitter, fit_costs, make_fitter, quick_ap
 from suite.spec import EvalConfig, Evaluator, Metric
 
 if TYPE_CHECKING:
     from suite.backbone import Backbone
     from suite.bench import Bench
 
-GRIDS = (12, 6, 4, 3, 2)
-"""Side of the adaptive pooling per stage of a five-stage network, so that each gives about 9000 features."""
-MAX_WIDTH = 9216
 SMALL = tuple(0.5**power for power in range(4, 20))
 
 
@@ -40,7 +41,7 @@ class SVMConfig(EvalConfig):
     """Settings of the SVM protocol."""
 
     layers: tuple[str, ...] = ()
-    "Feature names such as `stage4@3`; empty: the last five stages pooled to at most 9216 features."
+    "Feature names such as `stage4@3`; empty: `suite.features.five_layers`."
     costs: tuple[float, ...] = (1.0, 10.0, 100.0, *SMALL)
     "Costs C to choose from; of equal ones the first wins."
     folds: int = 3
@@ -70,9 +71,18 @@ class Layer:
     folds_map: float
     costs: list[float]
     "Chosen cost per class."
-    scores: np.ndarray
-    "Test scores at the chosen costs, float32 L×C."
+    scores: str
+    "Test scores at the chosen costs: float32 L×C in base64."
     test_map: float
+    certificate: float
+
+
+@dataclass(frozen=True)
+class LowShot:
+    """Test mAP, cost chosen and largest certificate of the draws of one number of shots."""
+
+    maps: list[float]
+    costs: list[float]
     certificate: float
 
 
@@ -85,31 +95,75 @@ def run(backbone: Backbone, cfg: SVMConfig, bench: Bench) -> Mapping[str, float]
     labels = np.asarray(train.labels, dtype=np.int8)  # N×C in {-1, 0, 1}
     truth = np.asarray(test.labels, dtype=np.int8)  # L×C
     check_classes(labels, train.classes, train.name)
-    names = list(cfg.layers) or layers_for(backbone, bench.size)
-    train_features = bench.features(backbone, train, names, warp=True)
-    test_features = bench.features(backbone, test, names, warp=True)
-    shots = [k for k in cfg.shots if fits(labels, k)]
-    layers: dict[str, Layer] = {}
-    with bench.progress(len(names) + len(shots), "fitting SVMs") as advance:
-        for name in names:
-            fitter = make_fitter(train_features[name], test_features[name], bench.device, cfg.tol, cfg.solver)
-            layers[name] = full(fitter, labels, truth, cfg)
-            advance(1)
-        by_test = cfg.selection == "test"
-        best = max(names, key=lambda name: layers[name].test_map if by_test else layers[name].folds_map)
-        fitter = make_fitter(train_features[best], test_features[best], bench.device, cfg.tol, cfg.solver)
-        metrics, chosen = {"map": layers[best].test_map}, {}
-        metrics |= {f"map.{short(name, names)}": layers[name].test_map for name in names}
-        certificate = max(layer.certificate for layer in layers.values())
-        for k in shots:
-            figures, chosen[f"k{k}"], bound = low_shot(fitter, labels, truth, k, cfg)
-            metrics[f"lowshot.k{k}"] = float(figures.mean())
-            metrics[f"lowshot_std.k{k}"] = float(figures.std())
-            certificate = max(certificate, bound)
-            advance(1)
-    bench.select(layer=best, costs=layers[best].costs, lowshot_costs=chosen, certificate=certificate)
-    bench.predictions("map", targets=truth, scores=layers[best].scores)
+    if not (truth == 1).any():
+        raise UsageError(f"no image of {test.name!r}/{test.split} shows any of its classes: nothing to test on")
+    names = list(cfg.layers) or five_layers(backbone, bench.size)
+    x = bench.features(backbone, train, names, warp=True)
+    z = bench.features(backbone, test, names, warp=True)
+
+    @lru_cache(maxsize=1)
+    def prepare(name: str) -> Fitter:
+        return make_fitter(x[name], z[name], bench.device, cfg.tol, cfg.solver, name)
+
+    layers = all_layers(prepare, names, labels, truth, cfg, bench)
+    by_test = cfg.selection == "test"
+    best = max(names, key=lambda name: layers[name].test_map if by_test else layers[name].folds_map)
+    shots = {k: found for k, found in all_shots(prepare, best, labels, truth, cfg, bench)}
+    bench.select(
+        layer=best,
+        costs=layers[best].costs,
+        lowshot_costs={f"k{k}": found.costs for k, found in shots.items()},
+        shots_left_out=[k for k in cfg.shots if k not in shots],
+        classes_without_test_positives=[c for c, column in zip(test.classes, truth.T, strict=True) if not (column == 1).any()],
+        certificate=max([layer.certificate for layer in layers.values()] + [shot.certificate for shot in shots.values()]),
+    )
+    scores = np.frombuffer(base64.b64decode(layers[best].scores), dtype="<f4").reshape(truth.shape)
+    bench.predictions("map", targets=truth, scores=scores)
+    metrics = {"map": layers[best].test_map}
+    metrics |= {f"map.{short(name, names)}": layers[name].test_map for name in names}
+    for k, found in shots.items():
+        metrics |= summary(k, found.maps)
     return metrics
+
+
+def all_layers(
+    prepare: Callable[[str], Fitter], names: Sequence[str], labels: np.ndarray, truth: np.ndarray, cfg: SVMConfig, bench: Bench
+) -> dict[str, Layer]:
+    """`full` on every layer; those finished before an interruption are read back."""
+    layers = {}
+    for name in names:
+        with bench.progress(len(set(cfg.costs)), f"layer {name}, costs") as advance:
+
+            def compute(name: str = name, advance: Callable[[int], None] = advance) -> dict[str, Any]:
+                return asdict(full(prepare(name), labels, truth, cfg, advance))
+
+            layers[name] = Layer(**bench.once(f"layer-{name.replace('@', '-')}", compute))
+    return layers
+
+
+def all_shots(
+    prepare: Callable[[str], Fitter], layer: str, labels: np.ndarray, truth: np.ndarray, cfg: SVMConfig, bench: Bench
+) -> Iterator[tuple[int, LowShot]]:
+    """`low_shot` for every number of shots that the training set can fill; finished ones are read back."""
+    for k in cfg.shots:
+        if not fits(labels, k):
+            continue
+        with bench.progress(1 if lone(k, cfg) else len(set(cfg.costs)), f"{k} shots, costs") as advance:
+
+            def compute(k: int = k, advance: Callable[[int], None] = advance) -> dict[str, Any]:
+                return asdict(low_shot(prepare(layer), labels, truth, k, cfg, advance))
+
+            yield k, LowShot(**bench.once(f"shots-{layer.replace('@', '-')}-{k}", compute))
+
+
+def summary(k: int, maps: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation over the draws and, of two draws or more, a 95 % interval of the mean (Student's t)."""
+    values, draws = np.asarray(maps), len(maps)
+    found = {f"lowshot.k{k}": float(values.mean()), f"lowshot_std.k{k}": float(values.std())}
+    if draws > 1:
+        half = float(stdtrit(draws - 1, 0.975) * values.std(ddof=1) / math.sqrt(draws))
+        found |= {f"lowshot_low.k{k}": found[f"lowshot.k{k}"] - half, f"lowshot_high.k{k}": found[f"lowshot.k{k}"] + half}
+    return found
 
 
 def check(cfg: SVMConfig) -> None:
@@ -134,49 +188,41 @@ def check_classes(labels: np.ndarray, classes: Sequence[str], name: str) -> None
             raise UsageError(f"class {lacking[0]!r} of {name!r} has no {kind} training image")
 
 
-def layers_for(backbone: Backbone, size: int) -> list[str]:
-    """Layers that the protocol evaluates.
-
-    Stage networks: the last five stages or fewer, pooled adaptively to the grids 12, 6, 4, 3, 2 (counted from
-    the last stage), clipped to the map's own side and to 9216 features. Vision transformers: four evenly
-    spaced blocks averaged over their tokens, and the pooled vector.
-    """
-    depth = len(backbone.stage_dims)
-    if backbone.is_vit:
-        blocks = sorted({math.ceil(depth * part / 4) for part in range(1, 5)})
-        return [*(f"stage{block}" for block in blocks), "pooled"]
-    names = []
-    for stage in range(max(0, depth - 5), depth):
-        side = min(GRIDS[stage - depth], math.isqrt(MAX_WIDTH // backbone.stage_dims[stage]))
-        side = min(side, -(-size // backbone.strides[stage]))
-        names.append(f"stage{stage + 1}@{side}" if side > 1 else f"stage{stage + 1}")
-    return names
-
-
 def short(name: str, names: Sequence[str]) -> str:
     """`stage4` for `stage4@3`, unless that is ambiguous."""
     stage = name.partition("@")[0]
     return stage if sum(other.partition("@")[0] == stage for other in names) == 1 else name
 
 
-def full(fitter: Fitter, labels: np.ndarray, truth: np.ndarray, cfg: SVMConfig) -> Layer:
+def full(
+    fitter: Fitter,
+    labels: np.ndarray,
+    truth: np.ndarray,
+    cfg: SVMConfig,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Layer:
     """All training data: the cost of every class by cross-validated AP, then the test AP."""
     targets = torch.from_numpy(labels.T.astype(np.float64))  # C×N
     if cfg.difficult == "negative":
         targets[targets == 0] = -1
-    held, tested, certificate = fit_costs(fitter, targets, cfg.costs, cfg.folds, cfg.positive_weight)
+    held, machines, certificate = fit_costs(fitter, targets, cfg.costs, cfg.folds, cfg.positive_weight, advance)
     value = held.nan_to_num(-1)  # costs×C
     best = value.argmax(0)  # C; the first of equal ones
-    scores = tested[best, torch.arange(len(best))].T.float().numpy()  # L×C
-    folds_map = float(100 * value.amax(0).mean())
-    chosen = [cfg.costs[int(i)] for i in best]
-    return Layer(folds_map, chosen, scores, mean_average_precision(truth, scores)[0], certificate)
+    chosen = torch.stack([machines[int(i)][c] for c, i in enumerate(best)])
+    scores = fitter.score(chosen).T.numpy().astype("<f4")  # L×C
+    return Layer(
+        folds_map=float(100 * value.amax(0).mean()),
+        costs=[cfg.costs[int(i)] for i in best],
+        scores=base64.b64encode(scores.tobytes()).decode(),
+        test_map=mean_average_precision(truth, scores)[0],
+        certificate=certificate,
+    )
 
 
 def fits(labels: np.ndarray, k: int) -> bool:
-    """Whether every class has k positives and (C-1)·k negatives."""
+    """Whether every class of several has k positives and (C-1)·k negatives."""
     positives, negatives = (labels == 1).sum(0), (labels == -1).sum(0)
-    return bool((positives >= k).all() and (negatives >= (labels.shape[1] - 1) * k).all())
+    return labels.shape[1] > 1 and bool((positives >= k).all() and (negatives >= (labels.shape[1] - 1) * k).all())
 
 
 def draw(labels: np.ndarray, k: int, cfg: SVMConfig) -> Tensor:
@@ -195,32 +241,45 @@ def draw(labels: np.ndarray, k: int, cfg: SVMConfig) -> Tensor:
     return targets
 
 
+def lone(k: int, cfg: SVMConfig) -> bool:
+    """Whether there is nothing to choose the cost by: one positive, and no test data."""
+    return k == 1 and cfg.selection == "train"
+
+
 def low_shot(
-    fitter: Fitter, labels: np.ndarray, truth: np.ndarray, k: int, cfg: SVMConfig
-) -> tuple[np.ndarray, list[float], float]:  # fmt: skip
+    fitter: Fitter,
+    labels: np.ndarray,
+    truth: np.ndarray,
+    k: int,
+    cfg: SVMConfig,
+    advance: Callable[[int], None] = lambda count: None,
+) -> LowShot:
     """Test mAP of every draw of k positives per class.
 
     One cost serves all classes of a draw. With `selection="train"` it is the best by cross-validated AP
     within that draw's own samples (two folds for k = 2; `single_shot_cost` for k = 1, where nothing can be
     held out), so a k-shot figure uses no more labels than it says. With `selection="test"` it is the cost of
     the largest test mAP averaged over the draws, as published.
-
-    Returns:
-        mAP per draw, cost per draw, largest certificate.
     """
     by_test = cfg.selection == "test"
+    costs = (cfg.single_shot_cost,) if lone(k, cfg) else cfg.costs
+    targets = draw(labels, k, cfg)  # draws×C×N
     folds = 0 if by_test or k == 1 else min(k, cfg.folds)
-    costs = cfg.costs if by_test or folds else (cfg.single_shot_cost,)
-    targets = draw(labels, k, cfg)
-    held, tested, certificate = fit_costs(fitter, targets.flatten(0, 1), costs, folds, cfg.positive_weight)
-    tested = tested.unflatten(1, targets.shape[:2]).transpose(2, 3)  # costs×draws×L×C
+    held, machines, certificate = fit_costs(fitter, targets.flatten(0, 1), costs, folds, cfg.positive_weight, advance)
     if by_test:
-        maps = np.array([[mean_average_precision(truth, one.numpy())[0] for one in cost] for cost in tested])
-        best = np.full(cfg.draws, maps.mean(1).argmax())
-        return maps[best, np.arange(cfg.draws)], [costs[i] for i in best], certificate
-    best = held.unflatten(1, targets.shape[:2]).mean(2).nan_to_num(-1).argmax(0).numpy()  # draws
-    figures = [mean_average_precision(truth, tested[c, i].numpy())[0] for i, c in enumerate(best)]
-    return np.array(figures), [costs[i] for i in best], certificate
+        columns = [truth[:, i % truth.shape[1]] for i in range(machines[0].shape[0])]
+        found = [quick_ap(c, one.numpy()) for c, one in zip(columns, fitter.skim(torch.stack(machines)), strict=True)]
+        best = np.full(cfg.draws, int(np.nanmean(found, axis=0).argmax()))
+    else:
+        best = held.unflatten(1, targets.shape[:2]).mean(2).nan_to_num(-1).argmax(0).numpy()  # draws
+    chosen = torch.cat([machines[c].unflatten(0, targets.shape[:2])[i] for i, c in enumerate(best)])
+    maps = maps_of(fitter.score(chosen), truth)
+    return LowShot(maps, [costs[int(c)] for c in best], certificate)
+
+
+def maps_of(scores: Tensor, truth: np.ndarray) -> list[float]:
+    """MAP of every draw from scores (draws·C)×L."""
+    return [mean_average_precision(truth, one.T.numpy())[0] for one in scores.unflatten(0, (-1, truth.shape[1]))]
 
 
 DEFAULT = SVMConfig()
@@ -232,6 +291,8 @@ EVALUATOR = Evaluator(
     title="Linear SVM",
     task="multilabel",
     run=run,
+    layers=lambda backbone, cfg, size: list(cfg.layers) or five_layers(backbone, size),
+    warp=True,
     presets={
         "default": DEFAULT,
         "mmselfsup": MMSELFSUP,
@@ -243,6 +304,8 @@ EVALUATOR = Evaluator(
         Metric("map", "mAP"),
         Metric("lowshot", "low-shot mAP"),
         Metric("lowshot_std", "low-shot std", higher_is_better=False),
+        Metric("lowshot_low", "low-shot mAP, lower end of 95 %"),
+        Metric("lowshot_high", "low-shot mAP, upper end of 95 %"),
     ),
     describe={
         "default": "19 costs by 3-fold cross-validation, layer and low-shot cost chosen on training data",

@@ -26,6 +26,10 @@ from reports._tables import (
 from suite.spec import Cell, Evaluator, Metric, Recipe, Table
 
 DECIMALS = 2
+QUALIFIERS = ("_std", "_low", "_high")
+"""Endings of metrics that qualify another one: spread and interval over repetitions."""
+MOST_COMPARED = 4
+"""Presets of one run that are all compared with each other; more are compared with the first."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ def build_section(section: Section) -> Table:
     if len({row[2].text for row in rows}) == 1:
         for i, metric in enumerate(metrics):
             rows = best(rows, i + 3, _declared(section, metric).higher_is_better)
+    rows += [row for one in section.ours for row in _preset_differences(section, one, metrics)]
     rows += [row for one in section.controls for row in _rows(section, one, metrics, True)]
     rows += _published_rows(section, metrics)
     columns = ["Weights", "Preset", "Data", *(_column(section, metric) for metric in metrics)]
@@ -70,7 +75,7 @@ def _metrics(section: Section) -> list[str]:
     for one in (*section.ours, *section.controls):
         for preset in section.presets(one):
             found |= {name for result in results_of(one, section.evaluator, preset) for name in result.metrics}
-    found = {name for name in found if not name.partition(".")[0].endswith("_std")}
+    found = {name for name in found if not name.partition(".")[0].endswith(QUALIFIERS)}
 
     def order(name: str) -> tuple[bool, int, bool, object, str]:
         base, _, suffix = name.partition(".")
@@ -112,8 +117,10 @@ def _rows(section: Section, one: Group, metrics: Sequence[str], control: bool) -
         kind: CellKind = "control" if control else ""
         title = recipe.title if recipe else one.recipe
         shown = title if preset == "default" else f"{title} [{preset}]"
+        peeks = section.known is not None and preset in section.known.selects_on_test
+        hover = f"selects on test data\n{run_hover(one)}" if peeks else run_hover(one)
         cells = [
-            Cell(shown, None, run_hover(one), link=one.recipe if control else "", kind=kind),
+            Cell(f"{shown} †" if peeks else shown, None, hover, link=one.recipe if control else "", kind=kind),
             Cell(one.preset, None, kind=kind),
             Cell(evaluated_on(results_of(one, section.evaluator, preset)) or "–", None, kind=kind),
         ]
@@ -124,11 +131,38 @@ def _rows(section: Section, one: Group, metrics: Sequence[str], control: bool) -
 
 
 def _spread(metric: str, found: Score) -> list[str]:
-    """The spread that an evaluator reported beside a number (`lowshot.k1` has `lowshot_std.k1`)."""
+    """What an evaluator reported beside a number: `lowshot.k1` has `lowshot_std.k1`, `lowshot_low.k1`, `lowshot_high.k1`."""
     base, dot, suffix = metric.partition(".")
-    name = f"{base}_std{dot}{suffix}"
-    values = [result.metrics[name] for result in found.results if name in result.metrics]
-    return [f"± {', '.join(fixed(value, DECIMALS) for value in values)} over repetitions"] if values else []
+    std, low, high = ([r.metrics.get(f"{base}{ending}{dot}{suffix}") for r in found.results] for ending in QUALIFIERS)
+    spreads = [fixed(value, DECIMALS) for value in std if value is not None]
+    ends = [(a, b) for a, b in zip(low, high, strict=True) if a is not None and b is not None]
+    said = [f"± {', '.join(spreads)} over repetitions"] if spreads else []
+    return said + [f"95 % interval {fixed(a, DECIMALS)} to {fixed(b, DECIMALS)}" for a, b in ends]
+
+
+def _preset_differences(section: Section, one: Group, metrics: Sequence[str]) -> list[list[Cell]]:
+    """What one protocol gives more than another on the same weights and data, for a group that ran several."""
+    presets = section.presets(one)
+    pairs = [(a, b) for i, a in enumerate(presets) for b in presets[i + 1 :]]
+    rows = []
+    for base, other in pairs if len(presets) <= MOST_COMPARED else [(presets[0], b) for b in presets[1:]]:
+        data = [evaluated_on(results_of(one, section.evaluator, preset)) for preset in (base, other)]
+        if data[0] != data[1]:
+            continue
+        cells = [_gap(section, one, base, other, metric) for metric in metrics]
+        if any(cell.value is not None for cell in cells):
+            rows.append([Cell(f"[{other}] − [{base}]", None, run_hover(one)), Cell(one.preset), Cell(data[0]), *cells])
+    return rows
+
+
+def _gap(section: Section, one: Group, base: str, other: str, metric: str) -> Cell:
+    """The difference of two presets of one group in one metric; not a score, so it never counts as the best."""
+    low, high = (score(one, section.evaluator, preset, metric, section.evaluators, section.recipes) for preset in (base, other))
+    if low.mean is None or high.mean is None:
+        return Cell("–", None, "not part of both protocols", kind="missing")
+    gap = high.mean - low.mean
+    hover = f"{fixed(high.mean, DECIMALS)} with {other}, {fixed(low.mean, DECIMALS)} with {base}"
+    return Cell(signed(gap, DECIMALS), gap, hover, kind="control")
 
 
 def _published_rows(section: Section, metrics: Sequence[str]) -> list[list[Cell]]:
@@ -193,7 +227,7 @@ def _note(section: Section) -> str:
         if text:
             notes.append(f"{preset}: {text}.")
         if known and preset in known.selects_on_test:
-            notes.append(f"{preset} follows a published protocol that selects on test data.")
+            notes.append(f"† {preset} follows a published protocol that selects on test data.")
     doubts = sorted({figure.note for figure in section.published if figure.note})
     if doubts:
         notes.append("* " + "; ".join(doubts) + ".")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from suite.record import Result, RunRecord
 from suite.spec import Cell, Evaluator, Metric, Recipe
 
-MODEL_ZOO = ("svm", "linear", "knn", "semi_supervised", "finetune", "detection", "segmentation")
+MODEL_ZOO = ("svm", "linear", "knn", "semi_supervised", "finetune", "detection", "segmentation", "retrieval", "rank", "tsne")
 """The order in which model zoos list their benchmarks; others follow by name."""
 
 

@@ -61,7 +61,8 @@ def _section(
         [score(one, name, preset, metric.name, evaluators, recipes) for name, preset, metric in columns] for one in groups
     ]
     control = [is_control(one, recipes) for one in groups]
-    ranks = _mean_ranks(scores, columns, control)
+    scoring = [not (name in evaluators and evaluators[name].diagnostic) for name, _, _ in columns]
+    ranks = _mean_ranks(scores, [metric for _, _, metric in columns], control, scoring)
     order = sorted(range(len(groups)), key=lambda i: (control[i], ranks[i], groups[i].recipe, groups[i].preset))
     rows = [_row(groups[i], scores[i], columns, recipes, _random(groups, scores, recipes)) for i in order]
     for i, (_, _, metric) in enumerate(columns):
@@ -84,12 +85,12 @@ def _title(name: str, preset: str, metric: Metric, evaluators: Mapping[str, Eval
 
 
 def _mean_ranks(
-    scores: Sequence[Sequence[Score]], columns: Sequence[tuple[str, str, Metric]], control: Sequence[bool]
+    scores: Sequence[Sequence[Score]], metrics: Sequence[Metric], control: Sequence[bool], scoring: Sequence[bool]
 ) -> list[float]:
-    """Mean over benchmarks of each row's rank among rows that are no controls; rows without a number come last."""
+    """Mean over scoring benchmarks of each row's rank among rows that are no controls; rows without a number come last."""
     ranks: list[list[float]] = [[] for _ in scores]
-    for c, (_, _, metric) in enumerate(columns):
-        known = [(i, row[c].mean) for i, row in enumerate(scores) if not control[i]]
+    for c, metric in enumerate(metrics):
+        known = [(i, row[c].mean) for i, row in enumerate(scores) if scoring[c] and not control[i]]
         values = [(i, value if metric.higher_is_better else -value) for i, value in known if value is not None]
         for i, value in values:
             ranks[i].append(1 + sum(other > value for _, other in values))
@@ -141,7 +142,7 @@ def _plot(
     panels = []
     for c, (name, preset, metric) in enumerate(columns):
         values = [scores[i][c].mean for i in order]
-        if all(value is None for value in values):
+        if all(value is None for value in values) or (name in evaluators and evaluators[name].diagnostic):
             continue
         controls: dict[str, float] = {}
         for i, one in enumerate(groups):

@@ -42,6 +42,21 @@ from suite.views import (
 )
 
 T = TypeVar("T")
+
+
+def peculiar(images: ImageSet) -> str:
+    """What a reader must know about the labels of a set: classes that no image shows, or only one that any does."""
+    if images.labels is None or not images.classes:
+        return ""
+    labels = np.asarray(images.labels)
+    counts = (labels == 1).sum(0) if images.multilabel else np.bincount(labels, minlength=images.num_classes)
+    absent = [name for name, count in zip(images.classes, counts, strict=False) if not count]
+    if images.num_classes - len(absent) == 1:
+        return f"only class {next(n for n in images.classes if n not in absent)!r} is shown"
+    shown = ", ".join(map(repr, absent[:3])) + (", …" if len(absent) > 3 else "")
+    return f"no image of {len(absent)} of {images.num_classes} classes: {shown}" if absent else ""
+
+
 Together = Sequence[tuple[Evaluator, EvalConfig]]
 """Evaluators of one command: the layers that they want of a data set are extracted in one pass."""
 
@@ -92,6 +107,8 @@ class Bench:
         name = self.sources.name(self.evaluator.task, cfg.dataset)
         images = self.sources.load(name, split, self.reporter)
         self.fingerprints[f"{name}/{images.split}"] = images.fingerprint
+        if said := peculiar(images):
+            self.select(data={**self.selected.get("data", {}), split: said})
         return images
 
     def view(self, images: ImageSet, warp: bool = False) -> View:

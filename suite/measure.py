@@ -72,8 +72,8 @@ def order(evaluator: Evaluator, preset: str, weights: str, sources: Sources, ass
     try:
         need = missing_need(evaluator)
         dataset = "" if need else sources.name(evaluator.task, config.dataset)
-        # Sample data is part of the identity: the same preset on another data set is another result.
-        fingerprint = "" if need else sources.fingerprint(dataset, "test")
+        # Data is part of the identity: the same preset on other images is another result.
+        fingerprint = "" if need else "/".join(sources.fingerprint(dataset, split) for split in ("train", "test"))
     except UsageError as error:
         need, dataset, fingerprint = str(error), "", ""
     result = Result(

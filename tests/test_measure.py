@@ -14,7 +14,6 @@ from suite.bench import Bench, Place
 from suite.data import Sources
 from suite.errors import JobError
 from suite.features import FeatureStore
-from suite.presets import DIGITS
 from suite.progress import Reporter
 from suite.run import Benchmarks, Options, benchmark
 from suite.store import Store

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from suite.data import Sources
 from suite.cli import main
+from suite.data import Sources
 from suite.data import pack as packing
 from suite.data.imageset import decode
 from suite.errors import JobError

@@ -18,9 +18,7 @@ from suite.data import load
 from suite.nn.gather import world_size
 from suite.testing import build, check_recipe, trainer
 
-SETTINGS = [
-    row for path in sorted((Path(__file__).parent / "settings").glob("*.csv")) for row in csv.DictReader(path.open())
-]
+SETTINGS = [row for path in sorted((Path(__file__).parent / "settings").glob("*.csv")) for row in csv.DictReader(path.open())]
 
 
 @pytest.mark.parametrize("name", plugins.find("recipes"))

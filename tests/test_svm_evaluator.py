@@ -4,21 +4,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
 from evaluators import svm as evaluator
-from evaluators.svm import EVALUATOR, SVMConfig, draw, fits, layers_for
+from evaluators.svm import EVALUATOR, SVMConfig, draw, fits, summary
 from suite import config
 from suite.data.imageset import ImageSet
-from suite.errors import UsageError
-from suite.metrics import mean_average_precision
+from suite.errors import JobError, UsageError
+from suite.features import five_layers
+from suite.metrics import average_precision, mean_average_precision
+from suite.nn import samples as sample_rows
+from suite.nn.svm_select import quick_ap
 
 CLASSES = 4
 SMALL = SVMConfig(costs=(0.01, 1.0, 100.0), shots=(1, 2, 4, 96), draws=3)
@@ -28,7 +35,7 @@ BACKBONE = SimpleNamespace(stage_dims=(8, 16), strides=(4, 8), is_vit=False)
 class FakeBench:
     """Two layers of noisy features of a shared hidden state; the second is the better one."""
 
-    device, size = torch.device("cpu"), 32
+    device, size, classes = torch.device("cpu"), 32, tuple("abcd")
 
     def __init__(self, seed=0, test_labels=None, samples=120, noise=(3.0, 1.0)):
         rng = np.random.default_rng(seed)
@@ -37,19 +44,19 @@ class FakeBench:
         for split in ("train", "test"):
             labels = np.where(rng.random((samples, CLASSES)) < 0.25, 1, -1).astype(np.int8)
             hidden = (labels > 0) @ mixing
-            for layer, scale in zip(layers_for(BACKBONE, self.size), noise, strict=True):
+            for layer, scale in zip(five_layers(BACKBONE, self.size), noise, strict=True):
                 noisy = hidden + scale * rng.standard_normal(hidden.shape)
                 self.matrices[split][layer] = noisy.astype(np.float32)
             labels[rng.random(labels.shape) < 0.05] = 0
             self.sets[split] = labels
         if test_labels is not None:
             self.sets["test"] = test_labels(self.sets["test"])
-        self.chosen, self.stored, self.done = {}, {}, 0
+        self.chosen, self.stored, self.kept = {}, {}, {}
 
     def data(self, cfg, split):
         labels = self.sets[split]
         array = np.zeros((len(labels), 1, 1, 3), np.uint8)
-        return ImageSet("fake", split, tuple("abcd"), labels, array, "0" * 16, array=array)
+        return ImageSet("fake", split, self.classes, labels, array, "0" * 16, array=array)
 
     def features(self, backbone, images, layers, warp=False):
         assert warp  # the protocol resizes to a square
@@ -61,13 +68,18 @@ class FakeBench:
     def predictions(self, kind, **arrays):
         self.stored[kind] = arrays
 
+    def once(self, key, compute):
+        """As the bench does it: through JSON, and kept."""
+        assert re.fullmatch(r"[\w.-]+", key)
+        if key not in self.kept:
+            self.kept[key] = json.dumps(compute())
+        return json.loads(self.kept[key])
+
     @contextlib.contextmanager
     def progress(self, total, what):
-        def advance(count):
-            self.done += count
-
-        yield advance
-        assert self.done == total
+        done = []
+        yield done.append
+        assert sum(done) in (0, total)
 
 
 def run(cfg=SMALL, **options):
@@ -82,7 +94,9 @@ def shuffled(labels):
 def test_metrics_predictions_and_choices():
     metrics, bench = run()
     expected = {"map", "map.stage1", "map.stage2"}
-    expected |= {f"{name}.k{k}" for name in ("lowshot", "lowshot_std") for k in (1, 2, 4)}  # 96 does not fit
+    expected |= {
+        f"{name}.k{k}" for name in ("lowshot", "lowshot_std", "lowshot_low", "lowshot_high") for k in (1, 2, 4)
+    }  # 96 does not fit
     assert set(metrics) == expected
     assert {name.partition(".")[0] for name in metrics} <= {metric.name for metric in EVALUATOR.metrics}
     arrays = bench.stored["map"]
@@ -219,8 +233,8 @@ def test_low_shot_costs_depend_on_the_draw_alone():
             one.matrices["train"]["stage2@2"][~used] *= -5
         fitter = evaluator.make_fitter(one.matrices["train"]["stage2@2"], one.matrices["test"]["stage2@2"], one.device)
         outputs.append(evaluator.low_shot(fitter, one.sets["train"], one.sets["test"], 4, cfg))
-    assert outputs[0][1] == outputs[1][1]
-    np.testing.assert_allclose(outputs[0][0], outputs[1][0], atol=0.05)
+    assert outputs[0].costs == outputs[1].costs
+    np.testing.assert_allclose(outputs[0].maps, outputs[1].maps, atol=0.05)
 
 
 def test_both_solvers_report_the_same():
@@ -230,27 +244,6 @@ def test_both_solvers_report_the_same():
     for name in ours:
         assert ours[name] == pytest.approx(theirs[name], abs=0.1)
     assert EVALUATOR.presets["sklearn"].solver == "liblinear"
-
-
-def test_layers_of_common_networks():
-    def net(dims, strides, vit=False):
-        return SimpleNamespace(stage_dims=dims, strides=strides, is_vit=vit)
-
-    resnet50 = net((64, 256, 512, 1024, 2048), (2, 4, 8, 16, 32))
-    assert layers_for(resnet50, 224) == ["stage1@12", "stage2@6", "stage3@4", "stage4@3", "stage5@2"]
-    small = net((16, 16, 32, 64, 128), (1, 1, 2, 4, 8))
-    assert layers_for(small, 32) == ["stage1@12", "stage2@6", "stage3@4", "stage4@3", "stage5@2"]
-    assert layers_for(small, 16)[-1] == "stage5@2" and layers_for(small, 8)[-1] == "stage5"
-    wide = net((96, 192, 384, 4096), (4, 8, 16, 32))
-    assert layers_for(wide, 224) == ["stage1@6", "stage2@4", "stage3@3", "stage4"]
-    assert layers_for(net((384,) * 12, (16,) * 12, vit=True), 224) == [
-        "stage3",
-        "stage6",
-        "stage9",
-        "stage12",
-        "pooled",
-    ]
-    assert layers_for(net((64,) * 2, (8,) * 2, vit=True), 64) == ["stage1", "stage2", "pooled"]
 
 
 def test_presets_are_the_published_settings():
@@ -282,3 +275,89 @@ def test_bad_data_is_refused():
     bench.sets["train"] = bench.sets["train"][:, 0].astype(np.int64)
     with pytest.raises(UsageError, match="multi-label"):
         EVALUATOR.run(BACKBONE, SMALL, bench)
+
+
+def test_interval_is_students():
+    for maps in ([10.0, 12.0, 11.0, 14.0, 9.0], [50.0, 52.5]):
+        found = summary(4, maps)
+        wanted = stats.t.interval(0.95, len(maps) - 1, loc=np.mean(maps), scale=stats.sem(maps))
+        np.testing.assert_allclose((found["lowshot_low.k4"], found["lowshot_high.k4"]), wanted, rtol=1e-12)
+        assert found["lowshot.k4"] == pytest.approx(np.mean(maps)) and found["lowshot_std.k4"] == pytest.approx(np.std(maps))
+    assert set(summary(1, [3.0])) == {"lowshot.k1", "lowshot_std.k1"}  # one draw says nothing of the spread
+
+
+def test_interrupted_run_continues_at_its_layer(monkeypatch):
+    expected, usual, seen = run()[0], evaluator.full, []
+
+    def failing(*args, fail, **options):
+        seen.append(1)
+        if len(seen) == fail:
+            raise KeyboardInterrupt
+        return usual(*args, **options)
+
+    bench = FakeBench()
+    monkeypatch.setattr(evaluator, "full", partial(failing, fail=2))
+    with pytest.raises(KeyboardInterrupt):
+        EVALUATOR.run(BACKBONE, SMALL, bench)
+    metrics = EVALUATOR.run(BACKBONE, SMALL, bench)
+    assert len(seen) == 3 and metrics == expected
+    assert EVALUATOR.run(BACKBONE, SMALL, bench) == metrics and len(seen) == 3
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_features_that_are_no_numbers_name_their_layer(split):
+    bench = FakeBench()
+    bench.matrices[split]["stage2@2"][7, 3] = np.nan
+    with pytest.raises(JobError, match="layer 'stage2@2'") as error:
+        EVALUATOR.run(BACKBONE, SMALL, bench)
+    assert "\n" not in str(error.value)
+
+
+def test_classes_absent_from_the_test_set_and_shots_left_out_are_told():
+    def without_c(labels):
+        labels[:, 2] = -1
+        return labels
+
+    metrics, bench = run(test_labels=without_c)
+    assert bench.chosen["classes_without_test_positives"] == ["c"] and bench.chosen["shots_left_out"] == [96]
+    assert np.isfinite(list(metrics.values())).all() and run()[1].chosen["classes_without_test_positives"] == []
+    with pytest.raises(UsageError, match="nothing to test on"):
+        run(test_labels=lambda labels: -np.abs(labels))
+
+
+def test_a_single_class_has_no_low_shot_problems():
+    bench = FakeBench()
+    bench.sets = {split: labels[:, :1] for split, labels in bench.sets.items()}
+    bench.classes = ("a",)
+    metrics = EVALUATOR.run(BACKBONE, SMALL, bench)
+    assert set(metrics) == {"map", "map.stage1", "map.stage2"} and bench.chosen["shots_left_out"] == list(SMALL.shots)
+
+
+def test_features_mapped_from_disk_are_read_in_blocks(tmp_path, monkeypatch):
+    expected, bench = run(samples=80)[0], FakeBench(samples=80)
+    for split, layers in bench.matrices.items():
+        for layer, matrix in layers.items():
+            np.save(tmp_path / f"{split}-{layer}.npy", matrix)
+            layers[layer] = np.load(tmp_path / f"{split}-{layer}.npy", mmap_mode="r")
+    monkeypatch.setattr(sample_rows, "ROWS", 50)
+    most, usual = [], sample_rows.Rows._raw
+
+    def raw(self, rows):
+        out = usual(self, rows)
+        most.append(len(out))
+        return out
+
+    monkeypatch.setattr(sample_rows.Rows, "_raw", raw)
+    got = EVALUATOR.run(BACKBONE, SMALL, bench)
+    assert max(most) <= 50
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, abs=0.05)
+
+
+def test_quick_average_precision_is_that_of_the_metrics():
+    rng = np.random.default_rng(0)
+    for rate in (0.02, 0.3, 0.9):
+        target, scores = rng.choice([1, 0, -1], 300, p=[rate, 0.05, 0.95 - rate]), rng.standard_normal((5, 300))
+        wanted = [average_precision(target, row) for row in scores]
+        np.testing.assert_allclose(quick_ap(target, scores), wanted, rtol=1e-12)
+    assert np.isnan(quick_ap(-np.ones(4), np.zeros((2, 4)))).all()

@@ -14,8 +14,10 @@ from sklearn.svm import LinearSVC
 
 from suite.errors import JobError
 from suite.metrics import average_precision as voc_ap
+from suite.nn import samples as sample_rows
 from suite.nn import svm
 from suite.nn.gram import SharedGram, StackedGrams
+from suite.nn.samples import Rows
 from suite.nn.svm import decision, fit, path
 from suite.nn.svm_select import (
     average_precision,
@@ -23,6 +25,7 @@ from suite.nn.svm_select import (
     cross_validated_scores,
     fit_costs,
     make_fitter,
+    normalise,
     stratified_folds,
     with_folds,
 )
@@ -165,7 +168,7 @@ def test_useless_inner_solver_falls_back_to_cholesky(monkeypatch):
     expected = fit(x, y, (1.0, 10.0), weigh(y))
     monkeypatch.setattr(SharedGram, "_preconditioner", lambda self, curvature: (4, 1.0))
     for spoil in (torch.nan, 1e4):
-        monkeypatch.setattr(SharedGram, "_conjugate_gradients", lambda self, c, r, k, n, f=spoil: f * r)
+        monkeypatch.setattr(SharedGram, "_conjugate_gradients", lambda self, c, r, k, n, t, f=spoil: f * r)
         for found, wanted in zip(fit(x, y, (1.0, 10.0), weigh(y)), expected, strict=True):
             torch.testing.assert_close(found.objective, wanted.objective, rtol=1e-7, atol=0)
 
@@ -300,7 +303,11 @@ def test_both_solvers_choose_alike():
     out = {}
     for solver in ("newton", "liblinear"):
         fitter = make_fitter(x.numpy(), z.numpy(), torch.device("cpu"), solver=solver)
-        out[solver] = fit_costs(fitter, y, (10.0, 1.0, 0.01), folds=3)
+        held, machines, certificate = fit_costs(fitter, y, (10.0, 1.0, 0.01), folds=3)
+        scores = torch.stack([fitter.score(one) for one in machines])
+        skimmed = torch.stack(list(fitter.skim(torch.stack(machines))), 1)
+        torch.testing.assert_close(skimmed.double(), scores, atol=1e-4, rtol=0)
+        out[solver] = held, scores, certificate
     ours, theirs = out["newton"], out["liblinear"]
     assert ours[0].shape == (3, 3) and ours[1].shape == (3, 3, 80)
     torch.testing.assert_close(ours[0], theirs[0], atol=2e-3, rtol=0)
@@ -328,3 +335,65 @@ def test_thousands_of_samples_reach_the_certificate():
             slack = np.maximum(0, 1 - y[row].numpy() * (np.c_[x, np.ones(1500)] @ w[row]))
             gradient = w[row] - np.c_[x, np.ones(1500)].T @ (2 * weight[row] * slack * y[row].numpy())
             assert 0.5 * gradient @ gradient <= 1.01e-8 * float(found.objective[row])
+
+
+VOC_COSTS = (1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20)))
+
+
+def agree_with_liblinear(samples, width, rates, costs, fresh=1000):
+    """Test AP of every machine within 0.1 point of scikit-learn's primal solver run to convergence."""
+    x, y = problem(samples + fresh, width, rates, seed=samples + width)
+    x, z, y, truth = x[:samples], x[samples:], y[:, :samples], y[:, samples:].numpy().astype(int)
+    fitter = make_fitter(x.numpy(), z.numpy(), torch.device("cpu"))
+    for found in fitter(y, weigh(y), costs):
+        assert found.certificate <= 1e-8
+        ours = fitter.score(found.machines).numpy()
+        unit = x.numpy() / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-5)
+        for row in range(len(rates)):
+            machine = LinearSVC(C=found.cost, dual=False, tol=1e-8, max_iter=100000, class_weight={1: 2, -1: 1})
+            machine.fit(unit, y[row].numpy())
+            theirs = machine.decision_function(z.numpy() / (np.linalg.norm(z, axis=1, keepdims=True) + 1e-5))
+            assert abs(voc_ap(truth[row], ours[row]) - voc_ap(truth[row], theirs)) <= 1e-3, (found.cost, row)
+
+
+@pytest.mark.parametrize(("samples", "width"), [(20, 32), (20, 1000), (100, 100), (400, 32), (400, 700)])
+def test_every_cost_of_the_list_agrees_with_liblinear(samples, width):
+    agree_with_liblinear(samples, width, (0.1, 0.4) if samples < 100 else (0.03, 0.1, 0.4), VOC_COSTS, fresh=400)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("samples", "width", "costs"),
+    [
+        (5000, 32, VOC_COSTS),
+        (1000, 2048, VOC_COSTS),
+        (20, 9216, VOC_COSTS),
+        (5000, 9216, (2.0**-19, 2.0**-7, 2.0**-4, 1.0, 10.0, 100.0)),
+    ],
+)
+def test_large_problems_agree_with_liblinear(samples, width, costs):
+    agree_with_liblinear(samples, width, (0.1, 0.4) if samples < 100 else (0.03, 0.4), costs)
+
+
+def test_the_gram_matrix_is_made_of_blocks_of_rows(monkeypatch):
+    x, _ = problem(130, 90, (0.5,))
+    whole = SharedGram(x)
+    monkeypatch.setattr(sample_rows, "ROWS", 32)
+    parts = SharedGram(Rows((7 * x).numpy().astype(np.float32), unit=True))
+    np.testing.assert_allclose(whole.matrix, np.c_[x, np.ones(130)] @ np.c_[x, np.ones(130)].T, rtol=1e-12)
+    np.testing.assert_allclose(parts.matrix, whole.matrix, rtol=3e-5)
+    unit = normalise((7 * x).numpy(), torch.device("cpu"))
+    np.testing.assert_allclose(unit, 7 * x / ((7 * x).norm(dim=1, keepdim=True) + 1e-5), rtol=1e-12)
+
+
+def test_single_precision_cholesky_is_accurate_at_high_cost():
+    """Features that are not centred: without the deflation float32 would lose the small eigenvalues."""
+    x, y = problem(900, 1200, (0.1,))
+    kernel = SharedGram(x)
+    curvature = 200 * weigh(y) * (torch.rand(1, 900, generator=torch.Generator().manual_seed(0)) < 0.6)
+    support = curvature[0].nonzero().flatten()
+    system = kernel.block(support) + torch.diag(1 / curvature[0, support])
+    expected = torch.linalg.solve(system, y[0, support])
+    got = kernel._cholesky(curvature[0], y[0], exact=False)[support]
+    error = got - expected
+    assert (error @ system @ error) ** 0.5 <= 1e-4 * (expected @ system @ expected) ** 0.5

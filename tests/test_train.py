@@ -134,7 +134,20 @@ def _losses_in_processes(name, count, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["simclr", "supervised", "mocov2", "mocov1", "swav", "densecl", "rotation-pred", "relative-loc"]
+    "name",
+    [
+        "simclr",
+        "supervised",
+        "mocov2",
+        "mocov1",
+        "swav",
+        "densecl",
+        "rotation-pred",
+        "relative-loc",
+        "byol",
+        "simsiam",
+        "barlowtwins",
+    ],
 )
 def test_two_processes_give_the_loss_of_one(name, tmp_path):
     """Two steps: the second loss shows equal gradients. Later ones amplify rounding (1e-6 becomes 1e-2 at the third)."""

@@ -227,5 +227,7 @@ def check_loaded(state: Mapping[str, Tensor], *adapters: Stages | Trunk | Res5) 
         side = "lacks" if odd[0] in state else "has, but the weights do not,"
         raise JobError(f"the model built on this backbone {side} {odd[0]!r} ({len(odd)} such tensors)")
     for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise JobError(f"the weights are broken: {name!r} is not finite")
         if not torch.equal(tensor.cpu(), found[name].detach().cpu()):
             raise JobError(f"the model built on this backbone differs from the weights in {name!r}")

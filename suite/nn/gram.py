@@ -13,10 +13,21 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from suite.nn.blas import cholesky_solve, cholesky_solver, multiply, submatrix
+from suite.nn.samples import Rows, blocks
+
 EXACT_DIRECTION = 1e-4
 """Relative residual, in the preconditioned norm, of conjugate gradients: looser costs more Newton steps."""
-SINGLE_LIMIT = 4e5
-"""Largest curvature times leading eigenvalue for float32: beyond it the preconditioner loses definiteness."""
+KEEP = 1e-5
+"""Share of a direction that the float32 preconditioner leaves in place, so that rounding cannot make it indefinite."""
+CHOLESKY_SLOWNESS = 1.5
+"""How much longer an operation of a Cholesky takes than one of a product of many rows."""
+LEAST_ROWS = 24
+"""A product of fewer rows takes as long as one of so many: it waits for memory."""
+SMALL_SYSTEM = 48
+"""Side up to which a stack of systems is factorised in one call."""
+GATHER = 200
+"""Operations in the time in which an element of a system is picked."""
 CHUNK = 1 << 23
 """Elements of a temporary batch of matrices (64 MiB of float64)."""
 
@@ -24,27 +35,45 @@ CHUNK = 1 << 23
 class SharedGram:
     """One Gram matrix for all problems: samples that a problem leaves out have curvature 0.
 
+    Directions are computed in float32 on K - g gᵀ, the Gram matrix without the direction of the mean sample: of features
+    that are not centred, and of the bias, that one direction holds the largest eigenvalue by far, which float32 could not
+    carry beside the small ones.
+
     Args:
-        features: N×d; held in float64 with a constant column appended (the regularised bias).
+        features: N×d, or a `Rows`.
 
     Attributes:
-        factor: Z, N×(d+1), with K = Z Zᵀ.
+        matrix: K, N×N float64; None where products with the factor are cheaper.
+        factor: Z, N×(d+1) float64, with K = Z Zᵀ; None where K is there.
     """
 
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, features: Tensor | Rows) -> None:
         """Multiply out K, unless products with Z and then Zᵀ are cheaper than with K."""
-        self.factor = with_bias(features)  # N×M
-        self.size, width = self.factor.shape
-        self.matrix = self.factor @ self.factor.T if 2 * width >= self.size else None  # N×N
+        self.rows = features if isinstance(features, Rows) else Rows(features)
+        self.size, self.width = len(self.rows), self.rows.width + 1
+        self.factor: Tensor | None = None
+        self.matrix: Tensor | None = None
+        if 2 * self.width < self.size:
+            self.factor = self.rows.block(slice(None))  # N×M
+        else:
+            self.matrix = self.rows.gram()  # N×N
 
     def apply(self, x: Tensor) -> Tensor:
         """K x for every row: P×N -> P×N, in the type of `x`."""
-        factor, matrix = self._in(x.dtype)
-        return (x @ factor) @ factor.T if matrix is None else x @ matrix
+        if x.dtype == torch.float32:
+            base, mean = self._single
+            image = multiply(x, base) if self.matrix is not None else multiply(multiply(x, base), base.T)
+            return image.addmm_((x @ mean).unsqueeze(1), mean.unsqueeze(0))
+        if self.matrix is not None:
+            return multiply(x, self.matrix)
+        factor = self._factor
+        return multiply(multiply(x, factor), factor.T)
 
-    def cross(self, features: Tensor) -> Tensor:
-        """Gram matrix between other samples and these: L×d -> L×N."""
-        return with_bias(features) @ self.factor.T
+    @property
+    def _factor(self) -> Tensor:
+        if self.factor is None:
+            raise ValueError("this Gram matrix is multiplied out, its factor is not kept")
+        return self.factor
 
     def take(self, rows: Tensor) -> SharedGram:
         """The Gram matrix of these problems: the same for all."""
@@ -52,60 +81,84 @@ class SharedGram:
 
     def block(self, index: Tensor) -> Tensor:
         """K between the samples in `index` (…×S): …×S×S."""
-        if self.matrix is not None:
-            return self.matrix[index.unsqueeze(-1), index.unsqueeze(-2)]
         if index.ndim > 1:
-            return torch.stack([self.block(row) for row in index])  # all rows of Z at once would fill the memory
-        z = self.factor[index]
-        return z @ z.T
+            return torch.stack([self.block(row) for row in index])
+        if self.matrix is not None:
+            return submatrix(self.matrix, index)
+        z = self._factor[index]
+        return multiply(z, z.T)
 
-    def solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor) -> Tensor:
+    def solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor, tol: float = EXACT_DIRECTION) -> Tensor:
         """Solve (W_S⁻¹ + K_SS) δ_S = r_S for every problem.
 
         Args:
             curvature: W, P×N, 0 outside the active set.
             rhs: r, P×N; only its entries in S are read.
-            exact: P booleans; True: by Cholesky, else by whichever of the two ways is cheaper.
+            exact: P booleans; True: by a float64 Cholesky, else by whichever way is cheaper.
+            tol: relative residual, in the preconditioned norm, that conjugate gradients may leave.
 
         Returns:
             δ, P×N, 0 outside S.
         """
+        try:
+            return self._solve(curvature, rhs, exact, tol)
+        except torch.cuda.OutOfMemoryError:
+            if len(rhs) == 1:
+                raise
+            torch.cuda.empty_cache()
+            halves = zip(curvature.chunk(2), rhs.chunk(2), exact.chunk(2), strict=True)
+            return torch.cat([self.solve(*half, tol) for half in halves])
+
+    def _solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor, tol: float) -> Tensor:
         rank, condition = self._preconditioner(float(curvature.max()))
-        steps = 0.5 * math.log(2 / EXACT_DIRECTION) * math.sqrt(condition)
-        width = self.factor.shape[1]
-        product = 2.0 * self.size * (self.size if self.matrix is not None else 2 * width)
-        active = (curvature > 0).sum(1).double()
-        cholesky = torch.minimum(active**3 / 3, active * width**2 + width**3 / 3)
-        direct = exact | (2 * cholesky < steps * product)  # a Cholesky runs at half the speed of a product
+        steps = 0.5 * math.log(2 / tol) * math.sqrt(condition)
+        direct = exact | self._direct((curvature > 0).sum(1).double(), steps, exact)
         delta = torch.zeros_like(rhs)
         if not direct.all():
             some = ~direct
-            delta[some] = self._conjugate_gradients(curvature[some], rhs[some], rank, int(4 * steps) + 20)
+            delta[some] = self._conjugate_gradients(curvature[some], rhs[some], rank, int(4 * steps) + 20, tol)
         for row in direct.nonzero().flatten().tolist():
-            delta[row] = self._cholesky(curvature[row], rhs[row])
+            delta[row] = self._cholesky(curvature[row], rhs[row], bool(exact[row]))
         return delta
 
-    def _cholesky(self, curvature: Tensor, rhs: Tensor) -> Tensor:
+    def _direct(self, active: Tensor, steps: float, exact: Tensor) -> Tensor:
+        """Which problems are cheaper by Cholesky than by so many steps of conjugate gradients, P."""
+        product = 2.0 * self.size * (self.size if self.matrix is not None else 2 * self.width)
+        cholesky = active**3 / 3 + GATHER * active**2
+        if self.factor is not None:
+            cholesky = torch.minimum(cholesky, active * self.width**2 + self.width**3 / 3)
+        direct = exact | (CHOLESKY_SLOWNESS * cholesky < steps * product)
+        left = cholesky[~direct]
+        few = CHOLESKY_SLOWNESS * float(left.sum()) < steps * product * max(len(left), LEAST_ROWS)
+        return torch.ones_like(direct) if few else direct
+
+    def _cholesky(self, curvature: Tensor, rhs: Tensor, exact: bool) -> Tensor:
         support = curvature.nonzero().flatten()  # S
         weight, right = curvature[support], rhs[support]
         delta = torch.zeros_like(rhs)
-        if self.factor.shape[1] < len(support):  # Woodbury: the system of the primal is the smaller one
+        if not len(support):
+            return delta
+        if self.factor is not None and self.width < len(support):  # Woodbury: the system of the primal is smaller
             z = self.factor[support]  # S×M
-            hessian = z.T @ (weight.unsqueeze(1) * z)  # M×M
+            hessian = multiply(z.T, weight.unsqueeze(1) * z)  # M×M
             hessian.diagonal().add_(1)
-            inner = _cholesky_solve(hessian, (weight * right) @ z)
+            inner = cholesky_solve(hessian, ((weight * right) @ z).unsqueeze(1)).squeeze(1)
             delta[support] = weight * (right - z @ inner)
-        elif len(support):
+        elif exact or self.matrix is None:
             system = self.block(support)  # S×S
             system.diagonal().add_(1 / weight)
-            delta[support] = _cholesky_solve(system, right)
+            delta[support] = cholesky_solve(system, right.unsqueeze(1)).squeeze(1)
+        else:
+            base, mean = self._single
+            delta[support] = deflated_solve(submatrix(base, support), mean[support], weight, right)
         return delta
 
-    def _conjugate_gradients(self, curvature: Tensor, rhs: Tensor, rank: int, limit: int) -> Tensor:
+    def _conjugate_gradients(
+        self, curvature: Tensor, rhs: Tensor, rank: int, limit: int, tol: float = EXACT_DIRECTION
+    ) -> Tensor:
         """Preconditioned conjugate gradients on all rows at once; rows that are done just go on."""
-        single = float(curvature.max()) * float(self._spectrum[0][0]) <= SINGLE_LIMIT
         highest = torch.get_float32_matmul_precision() == "highest"  # TF32 would spoil the direction
-        dtype = torch.float32 if single and highest else torch.float64
+        dtype = torch.float32 if highest else torch.float64
         weight = curvature.to(dtype)
         active = weight > 0
         inverse = torch.where(active, 1 / weight, 0)
@@ -115,7 +168,7 @@ class SharedGram:
         precondition = _Woodbury(self._spectrum[1][:, :rank].to(dtype), weight)
         delta, direction = torch.zeros_like(residual), precondition(residual)
         norm = (residual * direction).sum(1, keepdim=True)  # P×1
-        target, tiny = EXACT_DIRECTION**2 * norm, torch.finfo(dtype).tiny
+        target, tiny = tol**2 * norm, torch.finfo(dtype).tiny
         for _ in range(limit):
             image = inverse * direction + active * self.apply(direction)
             step = norm / (direction * image).sum(1, keepdim=True).clamp_min(tiny)
@@ -128,14 +181,20 @@ class SharedGram:
             direction = conditioned + norm / previous.clamp_min(tiny) * direction
         return delta.double() * scale
 
-    def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        return self._single if dtype == torch.float32 else (self.factor, self.matrix)
-
     @cached_property
-    def _single(self) -> tuple[Tensor, Tensor | None]:
-        if self.matrix is None:
-            return self.factor.float(), None
-        return self.factor, self.matrix.float()  # the factor is not used
+    def _single(self) -> tuple[Tensor, Tensor]:
+        """In float32: K - g gᵀ, or the factor without its mean direction; and g = K 1 / ‖1‖_K."""
+        if self.matrix is not None:
+            total = self.matrix.sum(1)
+            mean = total / total.sum().sqrt()
+            base = torch.empty_like(self.matrix, dtype=torch.float32)
+            for rows in blocks(self.size):
+                base[rows] = torch.addmm(self.matrix[rows], mean[rows].unsqueeze(1), mean.unsqueeze(0), alpha=-1).float()
+            return base, mean.float()
+        direction = self._factor.sum(0)
+        direction /= direction.norm()
+        mean = self._factor @ direction
+        return (self._factor - mean.unsqueeze(1) * direction).float(), mean.float()
 
     def _preconditioner(self, curvature: float) -> tuple[int, float]:
         """Rank of the preconditioner and the condition number that it leaves."""
@@ -143,21 +202,22 @@ class SharedGram:
         rank = int((values > 8).sum())
         if rank < len(values):
             return rank, 1 + float(values[rank])
-        return rank, 1.0 if rank == min(self.factor.shape) else 1 + float(values[-1])
+        return rank, 1.0 if rank == min(self.size, self.width) else 1 + float(values[-1])
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
         """Leading eigenvalues, descending, and eigenvectors times their roots, N×k (subspace iteration)."""
-        rank = min(256, max(16, self.size // 8), *self.factor.shape)
+        rank = min(256, max(16, self.size // 8), self.size, self.width)
         generator = torch.Generator().manual_seed(0)
-        block = torch.randn(min(self.size, rank + 8), self.size, generator=generator, dtype=torch.float64)
-        block = block.to(self.factor.device)
+        block = torch.randn(min(self.size, rank + 8), self.size, generator=generator)
+        block = block.to(self.rows.device)
         for _ in range(4):
-            block = torch.linalg.qr(self.apply(block).T)[0].T
-        small = self.apply(block) @ block.T
+            block = torch.linalg.qr(self.apply(block).T)[0].T.contiguous()
+        block = torch.linalg.qr(block.double().T)[0].T.contiguous()
+        small = multiply(self.apply(block), block.T)
         values, vectors = torch.linalg.eigh((small + small.T) / 2)
         values, vectors = values.flip(0)[:rank].clamp_min(0), vectors.flip(1)[:, :rank]
-        return values, block.T @ (vectors * values.sqrt())
+        return values, multiply(block.T, vectors * values.sqrt())
 
 
 class StackedGrams:
@@ -173,24 +233,38 @@ class StackedGrams:
 
     def apply(self, x: Tensor) -> Tensor:
         """K x for every row: P×S -> P×S."""
-        return torch.bmm(x.unsqueeze(1), self.matrices).squeeze(1)
+        return multiply(x.unsqueeze(1), self.matrices).squeeze(1)
 
     def take(self, rows: Tensor) -> StackedGrams:
         """The matrices of these problems."""
         return self if len(rows) == len(self.matrices) else StackedGrams(self.matrices[rows])
 
-    def solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor) -> Tensor:
-        """As `SharedGram.solve`, always by Cholesky."""
+    def solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor, tol: float = EXACT_DIRECTION) -> Tensor:
+        """As `SharedGram.solve`, always by a float64 Cholesky."""
         step = max(1, CHUNK // self.matrices[0].numel())
         parts = zip(self.matrices.split(step), curvature.split(step), rhs.split(step), strict=True)
         return torch.cat([self._solve(*part) for part in parts])
 
     @staticmethod
     def _solve(matrices: Tensor, curvature: Tensor, rhs: Tensor) -> Tensor:
+        if matrices.device.type == "cpu" and matrices.shape[1] > SMALL_SYSTEM:
+            return torch.stack([_restricted(*one) for one in zip(matrices, curvature, rhs, strict=True)])
         active = curvature > 0
         system = matrices * active.unsqueeze(1) * active.unsqueeze(2)
         system.diagonal(dim1=1, dim2=2).add_(torch.where(active, 1 / curvature, 1))
-        return _cholesky_solve(system, torch.where(active, rhs, 0))
+        right = torch.where(active, rhs, 0).unsqueeze(-1)
+        return torch.cholesky_solve(right, torch.linalg.cholesky_ex(system)[0]).squeeze(-1)
+
+
+def _restricted(matrix: Tensor, curvature: Tensor, rhs: Tensor) -> Tensor:
+    """One problem's system, on its active set only."""
+    support = curvature.nonzero().flatten()
+    delta = torch.zeros_like(rhs)
+    if len(support):
+        system = submatrix(matrix, support)
+        system.diagonal().add_(1 / curvature[support])
+        delta[support] = cholesky_solve(system, rhs[support].unsqueeze(1)).squeeze(1)
+    return delta
 
 
 class _Woodbury:
@@ -201,24 +275,42 @@ class _Woodbury:
 
     def __init__(self, basis: Tensor, weight: Tensor) -> None:
         self.basis, self.weight = basis, weight
-        step = max(1, CHUNK // max(1, basis.numel()))
-        parts = [basis.T @ (part.unsqueeze(2) * basis) for part in weight.split(step)]
-        inner = torch.cat(parts).double()  # P×k×k
+        parts = []
+        for root in weight.sqrt():
+            scaled = root.unsqueeze(1) * basis
+            parts.append(multiply(scaled.T, scaled))
+        inner = torch.stack(parts).double()  # P×k×k
         inner.diagonal(dim1=1, dim2=2).add_(1)
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(inner)[0]).to(basis.dtype)
+        self.inverse = (1 - KEEP) * torch.cholesky_inverse(torch.linalg.cholesky_ex(inner)[0]).to(basis.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         weighted = self.weight * x
         if not self.basis.shape[1]:
             return weighted
-        inner = torch.bmm((weighted @ self.basis).unsqueeze(1), self.inverse).squeeze(1)  # P×k
-        return weighted - self.weight * (inner @ self.basis.T)
+        inner = torch.bmm(multiply(weighted, self.basis).unsqueeze(1), self.inverse).squeeze(1)  # P×k
+        return weighted - self.weight * multiply(inner, self.basis.T)
 
 
-def with_bias(features: Tensor) -> Tensor:
-    """N×d -> N×(d+1) in float64, the last column 1."""
-    return torch.cat([features.double(), features.new_ones(len(features), 1, dtype=torch.float64)], 1)
+def deflated_solve(base: Tensor, mean: Tensor, weight: Tensor, rhs: Tensor) -> Tensor:
+    """Solve (W⁻¹ + K + g gᵀ) x = r with a float32 Cholesky of W⁻¹ + K and the Sherman-Morrison formula.
 
+    Args:
+        base: K, S×S float32.
+        mean: g, S float32.
+        weight: W, S.
+        rhs: r, S float64.
+    """
+    g = mean.double()
+    inverse = 1 / weight
+    system = base.clone()
+    system.diagonal().add_(inverse.float())
+    solve = cholesky_solver(system)
+    shift = solve(mean.unsqueeze(1)).squeeze(1).double()
 
-def _cholesky_solve(system: Tensor, rhs: Tensor) -> Tensor:
-    return torch.cholesky_solve(rhs.unsqueeze(-1), torch.linalg.cholesky_ex(system)[0]).squeeze(-1)
+    def precondition(r: Tensor) -> Tensor:
+        plain = solve(r.float().unsqueeze(1)).squeeze(1).double()
+        return plain - shift * ((g @ plain) / (1 + g @ shift))
+
+    x = precondition(rhs)
+    residual = rhs - inverse * x - (base @ x.float()).double() - g * (g @ x)
+    return x + precondition(residual)

@@ -11,16 +11,21 @@ at most half the squared norm of its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from suite.errors import JobError
-from suite.nn.gram import SharedGram, StackedGrams, with_bias
+from suite.nn import blas
+from suite.nn.gram import EXACT_DIRECTION, SharedGram, StackedGrams
+from suite.nn.samples import Rows
 
 MAX_STEPS = 100
+ROUGH = 0.1
+"""Loosest relative residual of a Newton direction, for problems that are nearly solved."""
 PATIENCE = 8
 """Newton steps after which the systems of the remaining problems are solved by Cholesky."""
 STACK_LIMIT = 1 << 27
@@ -34,12 +39,18 @@ class Solution:
     cost: float
     dual: Tensor
     """a, P×N: w = Zᵀa."""
-    scores: Tensor
-    """f on all N samples, those that a problem leaves out included: P×N."""
+    fitted: Callable[[], Tensor]
+    """Gives `scores`."""
     objective: Tensor
     """P."""
     gap: Tensor
     """P: upper bound on the objective's distance from its minimum."""
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Scores f on all N samples, those that a problem leaves out included: P×N."""
+        with blas.limit():
+            return self.fitted()
 
     @property
     def certificate(self) -> Tensor:
@@ -48,7 +59,7 @@ class Solution:
 
     def coefficients(self, features: Tensor) -> Tensor:
         """Weights w with the bias last, P×(d+1), from the training features N×d."""
-        return self.dual @ with_bias(features)
+        return Rows(features).weigh(self.dual)
 
 
 def fit(
@@ -76,7 +87,7 @@ def fit(
 
 def decision(features: Tensor, coefficients: Tensor) -> Tensor:
     """Scores of machines P×(d+1) on samples L×d: P×L."""
-    return coefficients @ with_bias(features).T
+    return (coefficients[:, :-1] @ features.double().T) + coefficients[:, -1:]
 
 
 def path(
@@ -113,13 +124,18 @@ def path(
     dual, scores, previous = torch.zeros_like(y), torch.zeros_like(y), 1.0
     for cost in sorted({float(c) for c in costs}):
         dual, scores = _warm_start(y, weight * cost, dual, scores, cost / previous)
-        dual, scores, objective, gap = _newton(kernel, y, weight * cost, dual, scores, tol)
+        with blas.limit():
+            dual, scores, objective, gap = _newton(kernel, y, weight * cost, dual, scores, tol)
         previous = cost
         if index is None:
-            yield Solution(cost, dual, scores, objective, gap)
+            yield Solution(cost, dual, partial(_same, scores), objective, gap)
         else:
             full = torch.zeros_like(targets, dtype=torch.float64).scatter_add_(1, index, dual)
-            yield Solution(cost, full, gram.apply(full), objective, gap)
+            yield Solution(cost, full, partial(gram.apply, full), objective, gap)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _few_samples(weight: Tensor) -> Tensor | None:
@@ -171,8 +187,11 @@ def _newton(
         curvature = 2 * cost * (slack > 0)
         active = curvature > 0
         inner, outer = dual * active, dual * ~active
-        missing = y - scores - torch.where(active, dual / curvature, 0) + kernel.apply(outer)
-        target = inner + kernel.solve(curvature, missing, exact)  # solves (W⁻¹ + K_SS) a_S = y_S
+        missing = y - scores - torch.where(active, dual / curvature, 0)
+        if outer.any():
+            missing += kernel.apply(outer)
+        wanted = float((tol * norm[keep] / gap[keep]).min().sqrt()) / 4
+        target = inner + kernel.solve(curvature, missing, exact, min(max(wanted, EXACT_DIRECTION), ROUGH))
         slopes, values = gradient[keep], objective[keep]
         dual, scores, failed = _line_search(kernel, y, cost, dual, scores, target, slopes, values)
         exact = exact | failed
@@ -206,4 +225,4 @@ def _line_search(
     t = torch.where(good.unsqueeze(1), full, (low + high) / 2)
     stay = failed.unsqueeze(1)
     moved = torch.where(stay, dual, dual + t * move)
-    return moved, kernel.apply(moved), failed
+    return moved, torch.where(stay, scores, scores + t * change), failed

@@ -11,14 +11,18 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from suite.errors import JobError
+from suite.nn import blas
 from suite.nn.gram import SharedGram
-from suite.nn.svm import path
+from suite.nn.samples import Rows, blocks
+from suite.nn.svm import Solution, path
 
 if TYPE_CHECKING:
     from sklearn.svm import LinearSVC
@@ -26,19 +30,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fit:
-    """Scores of P machines at one cost."""
+    """P machines at one cost."""
 
     cost: float
-    train: Tensor
-    """P×N, left-out samples included."""
-    test: Tensor
-    """P×L."""
+    train: Callable[[], Tensor]
+    """Gives scores P×N, left-out samples included."""
+    machines: Tensor
+    """What `Fitter.score` reads: P×N dual variables, or P×(d+1) weights."""
     certificate: float
     """Largest certified relative error of the objectives."""
 
 
-Fitter = Callable[[Tensor, Tensor, Sequence[float]], Iterator[Fit]]
-"""From targets P×N in {1, -1, 0}, weights P×N (0: left out) and costs to one Fit per cost, ascending."""
+@dataclass(frozen=True)
+class Fitter:
+    """A solver with its training and test features."""
+
+    solve: Callable[[Tensor, Tensor, Sequence[float]], Iterator[Fit]]
+    score: Callable[[Tensor], Tensor]
+    """Test scores of machines, P×… -> P×L float64."""
+    skim: Callable[[Tensor], Iterator[Tensor]]
+    """From machines Q×P×… their test scores in float32, problem by problem P times Q×L: faster for thousands of machines,
+    after a first call that multiplies all test by all training samples."""
+
+    def __call__(self, targets: Tensor, weights: Tensor, costs: Sequence[float]) -> Iterator[Fit]:
+        """From targets P×N in {1, -1, 0}, weights P×N (0: left out) and costs to one Fit per cost, ascending."""
+        return self.solve(targets, weights, costs)
 
 
 def make_fitter(
@@ -47,56 +63,85 @@ def make_fitter(
     device: torch.device,
     tol: float = 1e-8,
     solver: Literal["newton", "liblinear"] = "newton",
+    name: str = "",
 ) -> Fitter:
     """Prepare features N×d and L×d, divided by their norm + 1e-5 in float64.
 
     Args:
-        train: training features.
-        test: test features.
+        train: training features; may be mapped from disk, they are read in blocks of rows (but as a whole by liblinear).
+        test: test features, the same.
         device: where to solve; one without float64 is replaced by the CPU.
         tol: certified relative tolerance of the Newton solver.
         solver: `newton`, or `liblinear` for scikit-learn's LinearSVC as the published VOC07 scripts call it.
+        name: of the layer, for errors.
+
+    Raises:
+        JobError: a feature is not finite.
     """
     device = device if device.type in ("cpu", "cuda") else torch.device("cpu")
-    x, z = normalise(train, device), normalise(test, device)
+    x, z = Rows(train, unit=True, device=device), Rows(test, unit=True, device=device)
+    for kind, rows in (("training", x), ("test", z)):
+        if not torch.isfinite(rows.scale).all() or not rows.scale.all():
+            raise JobError(f"layer {name!r}: the {kind} features are not all finite numbers")
     if solver == "liblinear":
-        return lambda targets, weights, costs: _liblinear(x.cpu(), z.cpu(), targets, weights, costs)
-    gram = SharedGram(x)
-    cross = gram.cross(z)  # L×N
+        every = partial(_by_weights, z)
+        return Fitter(partial(_liblinear, x), every, lambda machines: (every(one).float() for one in machines.unbind(1)))
+    with blas.limit():
+        gram = SharedGram(x)
 
-    def exact(targets: Tensor, weights: Tensor, costs: Sequence[float]) -> Iterator[Fit]:
+    def newton(targets: Tensor, weights: Tensor, costs: Sequence[float]) -> Iterator[Fit]:
         for found in path(gram, targets.to(device), costs, weights.to(device), tol):
-            test_scores = (found.dual @ cross.T).cpu()
-            yield Fit(found.cost, found.scores.cpu(), test_scores, float(found.certificate.max()))
+            yield Fit(found.cost, partial(_train_scores, found), found.dual.cpu(), float(found.certificate.max()))
 
-    return exact
+    def score(dual: Tensor) -> Tensor:
+        with blas.limit():
+            return _by_weights(z, x.weigh(dual.to(device)))
+
+    @cache
+    def cross() -> Tensor:
+        return x.cross(z)  # N×L
+
+    def skim(dual: Tensor) -> Iterator[Tensor]:
+        for one in dual.unbind(1):  # Q×N
+            used = one.any(0).nonzero().flatten()
+            with blas.limit():
+                yield blas.multiply(one[:, used].to(device, torch.float32), cross()[used.to(device)]).cpu()
+
+    return Fitter(newton, score, skim)
 
 
-def normalise(features: np.ndarray, device: torch.device) -> Tensor:
+def _train_scores(found: Solution) -> Tensor:
+    return found.scores.cpu()
+
+
+def _by_weights(rows: Rows, weights: Tensor) -> Tensor:
+    """Scores of machines P×(d+1): P×L."""
+    weights = weights.to(rows.device)
+    return torch.cat([blas.multiply(rows.block(some), weights.T) for some in blocks(len(rows))]).T.cpu()
+
+
+def normalise(features: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """Features N×d divided by their norm + 1e-5, in float64."""
-    x = torch.from_numpy(np.array(features, dtype=np.float64)).to(device)
-    return x / (x.norm(dim=1, keepdim=True) + 1e-5)
+    return Rows(features, unit=True, device=device).block(slice(None))[:, :-1]
 
 
-def _liblinear(
-    x: Tensor, z: Tensor, targets: Tensor, weights: Tensor, costs: Sequence[float]
-) -> Iterator[Fit]:  # fmt: skip
+def _liblinear(rows: Rows, targets: Tensor, weights: Tensor, costs: Sequence[float]) -> Iterator[Fit]:
     """The same problems one by one; machines that see one class only score 0."""
     from sklearn.svm import LinearSVC
 
-    features, both = x.numpy(), torch.cat([x, z]).numpy()
+    features = normalise(rows.features, torch.device("cpu")).numpy()
     for cost in sorted(set(costs)):
         machine = LinearSVC(C=cost, tol=1e-4, max_iter=2000, dual=True, intercept_scaling=1, random_state=0)
-        scores, worst = torch.zeros(len(targets), len(both), dtype=torch.float64), 0.0
+        found, worst = torch.zeros(len(targets), rows.width + 1, dtype=torch.float64), 0.0
         for row, (target, weight) in enumerate(zip(targets.numpy(), weights.numpy(), strict=True)):
             used = weight * np.abs(target) > 0
             if len(np.unique(target[used])) == 2:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # 2000 epochs are too few at large costs
                     machine.fit(features[used], target[used], sample_weight=weight[used])
-                scores[row] = torch.from_numpy(machine.decision_function(both))
+                found[row] = torch.from_numpy(np.append(machine.coef_, machine.intercept_))
                 worst = max(worst, _certificate(machine, features[used], target[used], cost * weight[used]))
-        yield Fit(cost, scores[:, : len(x)], scores[:, len(x) :], worst)
+        yield Fit(cost, partial(_by_weights, rows, found), found, worst)
 
 
 def _certificate(machine: LinearSVC, x: np.ndarray, y: np.ndarray, cost: np.ndarray) -> float:
@@ -109,8 +154,13 @@ def _certificate(machine: LinearSVC, x: np.ndarray, y: np.ndarray, cost: np.ndar
 
 
 def fit_costs(
-    fitter: Fitter, targets: Tensor, costs: Sequence[float], folds: int, positive_weight: float = 2.0
-) -> tuple[Tensor, Tensor, float]:
+    fitter: Fitter,
+    targets: Tensor,
+    costs: Sequence[float],
+    folds: int,
+    positive_weight: float = 2.0,
+    advance: Callable[[int], None] = lambda count: None,
+) -> tuple[Tensor, list[Tensor], float]:
     """Fit problems P×N and their cross-validation folds at every cost.
 
     Args:
@@ -119,20 +169,22 @@ def fit_costs(
         costs: in the order wanted.
         folds: 0: no cross-validation.
         positive_weight: factor on the cost of positives.
+        advance: told of every cost that is done.
 
     Returns:
-        held-out average precision costs×P (nan without folds), test scores costs×P×L, largest certificate.
+        held-out average precision costs×P (nan without folds), P machines per cost, largest certificate.
     """
     targets = targets.double()
     weights = torch.where(targets > 0, positive_weight, 1.0) * targets.abs()
     assigned = stratified_folds(targets, max(1, folds))
-    held, tested, certificates = {}, {}, []
+    held, machines, certificates = {}, {}, []
     for fit in fitter(targets.repeat(1 + folds, 1), with_folds(weights, assigned, folds), costs):
         nothing = torch.full((len(targets),), math.nan, dtype=torch.float64)
-        held[fit.cost] = cross_validated(fit.train, targets, assigned, folds) if folds else nothing
-        tested[fit.cost] = fit.test[: len(targets)]
+        held[fit.cost] = cross_validated(fit.train(), targets, assigned, folds) if folds else nothing
+        machines[fit.cost] = fit.machines[: len(targets)].clone()
         certificates.append(fit.certificate)
-    return torch.stack([held[c] for c in costs]), torch.stack([tested[c] for c in costs]), max(certificates)
+        advance(1)
+    return torch.stack([held[c] for c in costs]), [machines[c] for c in costs], max(certificates)
 
 
 def stratified_folds(targets: Tensor, folds: int = 3) -> Tensor:
@@ -202,3 +254,22 @@ def average_precision(targets: Tensor, scores: Tensor) -> Tensor:
     precision = (hits / seen.clamp_min(1)).gather(1, end)
     positives = (ranked > 0).double()
     return (precision * positives).sum(1) / positives.sum(1)
+
+
+def quick_ap(target: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """`suite.metrics.average_precision` of many rankings of the same samples without sorting out which sample is where.
+
+    Args:
+        target: L in {1 present, 0 difficult: left out, -1 absent}.
+        scores: Q×L; a positive ranks below its equals.
+
+    Returns:
+        Q in 0..1; nan without positives.
+    """
+    if not (target == 1).any():
+        return np.full(len(scores), math.nan)
+    every = np.sort(scores[:, target != 0], axis=1)
+    hits = np.sort(scores[:, target == 1], axis=1)[:, ::-1]
+    rank = every.shape[1] - np.stack([np.searchsorted(*pair) for pair in zip(every, hits, strict=True)])
+    precision = np.arange(1, hits.shape[1] + 1) / rank
+    return np.maximum.accumulate(precision[:, ::-1], axis=1).mean(axis=1)

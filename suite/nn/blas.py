@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense products and Cholesky solves: PyTorch on the GPU, NumPy's and SciPy's BLAS on the CPU.
+
+Most builds of PyTorch bring Intel's MKL, which runs at about half speed on processors of other makers; the
+OpenBLAS of NumPy and SciPy is as fast as MKL on Intel's own. `limit` holds it to PyTorch's thread count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import numpy as np
+import torch
+from scipy.linalg import lapack
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def limit() -> Iterator[None]:
+    """Within it NumPy and SciPy use as many threads as PyTorch does (`torch.get_num_threads()`)."""
+    with _libraries().limit(limits=torch.get_num_threads(), user_api="blas"):
+        yield
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """Looked up once: that takes milliseconds."""
+    return ThreadpoolController()
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """A @ b for two matrices or two stacks of matrices."""
+    if a.device.type != "cpu":
+        return a @ b
+    return torch.from_numpy(a.numpy() @ b.numpy())
+
+
+def submatrix(matrix: Tensor, index: Tensor) -> Tensor:
+    """Rows and columns `index` (S) of a square matrix: S×S, a copy."""
+    if matrix.device.type != "cpu":
+        return matrix[index.unsqueeze(1), index.unsqueeze(0)]
+    rows = index.numpy()
+    return torch.from_numpy(matrix.numpy()[np.ix_(rows, rows)])
+
+
+def cholesky_solver(system: Tensor) -> Callable[[Tensor], Tensor]:
+    """Factorise once, solve for right-hand sides S×R.
+
+    Args:
+        system: S×S, symmetric positive definite, float32 or float64; overwritten.
+
+    Returns:
+        A function from S×R to S×R in the type of `system`; its values are not a number where the system is not
+        positive definite in that precision.
+    """
+    if system.device.type != "cpu":
+        factor, info = torch.linalg.cholesky_ex(system)
+        factor[info != 0] = torch.nan
+        return lambda rhs: torch.cholesky_solve(rhs, factor)
+    single = system.dtype == torch.float32
+    factorise, solve = (lapack.spotrf, lapack.spotrs) if single else (lapack.dpotrf, lapack.dpotrs)
+    # The transpose of a symmetric matrix in C order is the same matrix in the order that LAPACK wants.
+    triangle, failed = factorise(system.numpy().T, lower=1, clean=0, overwrite_a=1)
+    if failed:
+        return lambda rhs: torch.full_like(rhs, torch.nan)
+    return lambda rhs: torch.from_numpy(np.ascontiguousarray(solve(triangle, rhs.numpy(), lower=1)[0]))
+
+
+def cholesky_solve(system: Tensor, rhs: Tensor) -> Tensor:
+    """Solve one system, overwritten, for right-hand sides S×R; see `cholesky_solver`."""
+    return cholesky_solver(system)(rhs)
