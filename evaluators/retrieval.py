@@ -149,7 +149,7 @@ def run(backbone: Backbone, cfg: RetrievalConfig, bench: Bench) -> Mapping[str, 
         raise UsageError(f"retrieval: no image of {queries.name}/{queries.split} has another of its class to find")
     largest = len(queries if bank is None else gallery) - (bank is None)
     if largest < max(KS):
-        bench.select(gallery=f"{largest} images per query: R@k beyond that counts all of them")
+        bench.select(gallery=f"at most {largest} images per query: R@k beyond that counts all of them")
     bench.predictions("mean", value=100 * precision)
     return {"map": float(100 * precision.mean()), **{f"recall.k{k}": float(100 * (rank < k).mean()) for k in KS}}
 
