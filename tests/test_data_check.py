@@ -9,7 +9,9 @@ import shutil
 import pytest
 
 from suite.data.check import check
-from tests.data_samples import cifar10_batches, cityscapes_tree, coco_tree, cut, picture, tree, voc_tree
+from tests.data_samples import coco_tree, cut, picture, tree, voc_tree
+from tests.test_cifar import cifar10_batches
+from tests.test_data_annotated import cityscapes_tree
 
 
 def reasons(name, root, **options):
