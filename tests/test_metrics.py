@@ -163,6 +163,7 @@ def test_counted_resamples_are_listed_resamples(kind):
     n = 12
     arrays = {
         "top1": {"label": rng.integers(0, 3, n), "pred": rng.integers(0, 3, n)},
+        "mean": {"value": 100 * rng.random(n)},
         "map": {"targets": rng.choice([-1, 0, 1], (n, 4)), "scores": rng.integers(0, 6, (n, 4)) / 6},
         "miou": {"confusion": rng.integers(0, 3, (n, 5, 5))},
         "detection": detections(3) | {"score": rng.integers(0, 20, 80) / 20},
