@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from suite.errors import UsageError
 from suite.features import five_layers
 from suite.metrics import mean_average_precision
 from suite.nn.svm_select import Fitter, fit_costs, make_fitter, quick_ap
+from suite.nn.svm_shots import fits, summary
 from suite.spec import EvalConfig, Evaluator, Metric
 
 if TYPE_CHECKING:
@@ -156,16 +156,6 @@ def all_shots(
             yield k, LowShot(**bench.once(f"shots-{layer.replace('@', '-')}-{k}", compute))
 
 
-def summary(k: int, maps: Sequence[float]) -> dict[str, float]:
-    """Mean and standard deviation over the draws and, of two draws or more, a 95 % interval of the mean (Student's t)."""
-    values, draws = np.asarray(maps), len(maps)
-    found = {f"lowshot.k{k}": float(values.mean()), f"lowshot_std.k{k}": float(values.std())}
-    if draws > 1:
-        half = float(stdtrit(draws - 1, 0.975) * values.std(ddof=1) / math.sqrt(draws))
-        found |= {f"lowshot_low.k{k}": found[f"lowshot.k{k}"] - half, f"lowshot_high.k{k}": found[f"lowshot.k{k}"] + half}
-    return found
-
-
 def check(cfg: SVMConfig) -> None:
     """Raise UsageError for settings that mean nothing."""
     for name, low in (("costs", 0.0), ("shots", 0)):
@@ -219,12 +209,6 @@ def full(
     )
 
 
-def fits(labels: np.ndarray, k: int) -> bool:
-    """Whether every class of several has k positives and (C-1)·k negatives."""
-    positives, negatives = (labels == 1).sum(0), (labels == -1).sum(0)
-    return labels.shape[1] > 1 and bool((positives >= k).all() and (negatives >= (labels.shape[1] - 1) * k).all())
-
-
 def draw(labels: np.ndarray, k: int, cfg: SVMConfig) -> Tensor:
     """Targets of the low-shot problems: per class k positives and (C-1)·k negatives, drawn anew every time.
 
@@ -269,9 +253,10 @@ def low_shot(
     if by_test:
         columns = [truth[:, i % truth.shape[1]] for i in range(machines[0].shape[0])]
         found = [quick_ap(c, one.numpy()) for c, one in zip(columns, fitter.skim(torch.stack(machines)), strict=True)]
-        best = np.full(cfg.draws, int(np.nanmean(found, axis=0).argmax()))
-    else:
-        best = held.unflatten(1, targets.shape[:2]).mean(2).nan_to_num(-1).argmax(0).numpy()  # draws
+        maps = 100 * np.nanmean(np.reshape(found, (cfg.draws, -1, len(costs))), axis=1)  # draws×costs
+        pick = int(np.nanmean(maps, axis=0).argmax())
+        return LowShot(maps[:, pick].tolist(), [costs[pick]] * cfg.draws, certificate)
+    best = held.unflatten(1, targets.shape[:2]).mean(2).nan_to_num(-1).argmax(0).numpy()  # draws
     chosen = torch.cat([machines[c].unflatten(0, targets.shape[:2])[i] for i, c in enumerate(best)])
     maps = maps_of(fitter.score(chosen), truth)
     return LowShot(maps, [costs[int(c)] for c in best], certificate)

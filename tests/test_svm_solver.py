@@ -16,7 +16,7 @@ from suite.errors import JobError
 from suite.metrics import average_precision as voc_ap
 from suite.nn import samples as sample_rows
 from suite.nn import svm
-from suite.nn.gram import SharedGram, StackedGrams
+from suite.nn.gram import SharedGram
 from suite.nn.samples import Rows
 from suite.nn.svm import decision, fit, path
 from suite.nn.svm_select import (
@@ -29,6 +29,7 @@ from suite.nn.svm_select import (
     stratified_folds,
     with_folds,
 )
+from suite.nn.svm_systems import StackedGrams
 
 COSTS = (2.0**-19, 2.0**-10, 2.0**-4, 1.0, 10.0, 100.0)
 
@@ -397,3 +398,16 @@ def test_single_precision_cholesky_is_accurate_at_high_cost():
     got = kernel._cholesky(curvature[0], y[0], exact=False)[support]
     error = got - expected
     assert (error @ system @ error) ** 0.5 <= 1e-4 * (expected @ system @ expected) ** 0.5
+
+
+@pytest.mark.parametrize("width", [40, 300])
+def test_problems_solved_one_by_one_equal_those_solved_together(monkeypatch, width):
+    x, y = problem(200, width, (0.3, 0.4), seed=7)
+    y = y * torch.stack([torch.randperm(200, generator=torch.Generator().manual_seed(row)) < 60 - row for row in range(2)])
+    together = fit(x, y, COSTS, weigh(y))
+    monkeypatch.setattr(svm, "STACK_SIDE", 10)
+    monkeypatch.setattr(svm, "_few_samples", None)  # must not be asked
+    for ours, theirs in zip(fit(x, y, COSTS, weigh(y)), together, strict=True):
+        assert ours.certificate.max() <= 1e-8 and not ours.dual[y == 0].any()
+        torch.testing.assert_close(ours.objective, theirs.objective, rtol=2e-8, atol=0)
+        torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-3, atol=1e-3)

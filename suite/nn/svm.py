@@ -20,8 +20,9 @@ from torch import Tensor
 
 from suite.errors import JobError
 from suite.nn import blas
-from suite.nn.gram import EXACT_DIRECTION, SharedGram, StackedGrams
+from suite.nn.gram import SharedGram
 from suite.nn.samples import Rows
+from suite.nn.svm_systems import EXACT_DIRECTION, StackedGrams
 
 MAX_STEPS = 100
 ROUGH = 0.1
@@ -30,6 +31,10 @@ PATIENCE = 8
 """Newton steps after which the systems of the remaining problems are solved by Cholesky."""
 STACK_LIMIT = 1 << 27
 """Most elements of a stack of small Gram matrices (1 GiB of float64)."""
+STACK_SIDE = 160
+"""Samples up to which problems are solved as a stack, not one after another."""
+TOGETHER = 2.0**-4
+"""Costs up to this one need no warm start: those of a problem that is solved on its own are the rows of one batch."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,10 @@ def path(
     """
     y = targets.double()
     weight = y.abs() if weights is None else weights.double() * y.abs()
+    most = int((weight > 0).sum(1).max())
+    if STACK_SIDE < most <= len(weight[0]) // 3:
+        yield from _one_by_one(gram, y, weight, costs, tol)
+        return
     index = _few_samples(weight)
     kernel: SharedGram | StackedGrams = gram
     if index is not None:
@@ -132,6 +141,36 @@ def path(
         else:
             full = torch.zeros_like(targets, dtype=torch.float64).scatter_add_(1, index, dual)
             yield Solution(cost, full, partial(gram.apply, full), objective, gap)
+
+
+def _one_by_one(gram: SharedGram, y: Tensor, weight: Tensor, costs: Sequence[float], tol: float) -> Iterator[Solution]:
+    """As `path`, every problem at all costs on the Gram matrix of its own samples, one problem in memory at a time."""
+    ascending = sorted({float(c) for c in costs})
+    start = [c for c in ascending if c <= TOGETHER]
+    batches = [start] * bool(start) + [[c] for c in ascending[len(start) :]]
+    index = [row.nonzero().flatten() for row in weight]
+    duals: list[list[Tensor]] = []  # problem by problem, costs×S
+    objectives, gaps = y.new_zeros(len(ascending), len(y)), y.new_zeros(len(ascending), len(y))
+    for row, used in enumerate(index):
+        target, factor = y[row : row + 1, used], weight[row : row + 1, used]
+        dual, scores, previous, done = torch.zeros_like(target), torch.zeros_like(target), 1.0, 0
+        duals.append([])
+        with blas.limit():
+            kernel = gram.restrict(used)
+            for batch in batches:
+                bounds = factor * factor.new_tensor(batch).unsqueeze(1)
+                labels, dual, scores = (x.expand_as(bounds).contiguous() for x in (target, dual[-1:], scores[-1:]))
+                if len(batch) == 1:
+                    dual, scores = _warm_start(labels, bounds, dual, scores, batch[0] / previous)
+                some, previous = slice(done, done + len(batch)), batch[-1]
+                dual, scores, objectives[some, row], gaps[some, row] = _newton(kernel, labels, bounds, dual, scores, tol)
+                duals[-1] += dual
+                done += len(batch)
+    for i, cost in enumerate(ascending):
+        full = torch.zeros_like(y)
+        for row, used in enumerate(index):
+            full[row, used] = duals[row][i]
+        yield Solution(cost, full, partial(gram.apply, full), objectives[i], gaps[i])
 
 
 def _same(x: Tensor) -> Tensor:
