@@ -10,10 +10,12 @@ from reports._published import Figure, figures
 from reports._sections import Section, build_section
 from reports._tables import Group, evaluator_order, flat, group, is_control, notes_of, run_hover, trained
 from suite.record import RunRecord
-from suite.spec import Cell, Document, Evaluator, Page, Plot, Recipe, Table
+from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, Table
 
 
-def build(records: Sequence[RunRecord], recipes: Mapping[str, Recipe], evaluators: Mapping[str, Evaluator]) -> list[Document]:
+def build(
+    records: Sequence[RunRecord], recipes: Mapping[str, Recipe], evaluators: Mapping[str, Evaluator], archive: Archive
+) -> list[Document]:
     """A document for every recipe, and for every recipe that left records but is not installed."""
     groups = group(records)
     names = sorted({*recipes, *(one.recipe for one in groups)})

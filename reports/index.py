@@ -28,7 +28,7 @@ from reports._tables import (
     trained,
 )
 from suite.record import RunRecord
-from suite.spec import Cell, Document, Evaluator, Metric, Page, Plot, Recipe, Table
+from suite.spec import Archive, Cell, Document, Evaluator, Metric, Page, Plot, Recipe, Table
 
 SUMMARY = (
     "Self-supervised pre-training, measured. Every number stands in a stored record: point at it to see which. Rows "
@@ -38,7 +38,9 @@ PLOTTED = 30
 """Rows of a figure at most."""
 
 
-def build(records: Sequence[RunRecord], recipes: Mapping[str, Recipe], evaluators: Mapping[str, Evaluator]) -> list[Document]:
+def build(
+    records: Sequence[RunRecord], recipes: Mapping[str, Recipe], evaluators: Mapping[str, Evaluator], archive: Archive
+) -> list[Document]:
     """The index page: a figure and a table for every data set that something was pre-trained on."""
     groups = group(records)
     parts: list[Table | Plot | str] = []

@@ -199,14 +199,15 @@ def report(runs: Path, pages: Path, check: bool, reporter: Reporter) -> None:
     """
     from suite import render
 
-    records, problems = Store(runs).records()
+    store = Store(runs)
+    records, problems = store.records()
     for problem in problems:
         reporter.say(f"warning: {problem}")
     plugs: dict[str, Page] = plugins.load_all("reports")
     recipes, evaluators = plugins.load_all("recipes"), plugins.load_all("evaluators")
     # The first document is the one that the others link back to.
     order = sorted(plugs, key=lambda name: (name != "index", name))
-    documents = [document for name in order for document in plugs[name].build(records, recipes, evaluators)]
+    documents = [document for name in order for document in plugs[name].build(records, recipes, evaluators, store)]
     if check:
         stale = render.check(documents, pages)
         if stale:

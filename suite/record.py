@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from suite.errors import UsageError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ class Result:
     "sha256 of the weights that were evaluated."
     why: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    "Metric to the two ends of its 95 % bootstrap interval over test samples, where per-sample predictions exist."
+    samples: int = 0
+    "Test samples behind `intervals`."
     selected: Mapping[str, Any] = field(default_factory=dict)
     "Hyper-parameters that were chosen, and on what."
     data: Mapping[str, str] = field(default_factory=dict)
@@ -202,7 +206,7 @@ def migrate(raw: dict[str, Any], where: str = "record") -> dict[str, Any]:
     schema = raw.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA or schema < 1:
         raise UsageError(f"{where}: schema {schema!r} is not known (this version reads 1 to {SCHEMA})")
-    return raw
+    return {**raw, "schema": SCHEMA}  # 1 to 2: results gained `intervals` and `samples`, whose defaults say "not measured"
 
 
 def with_results(record: RunRecord, results: Mapping[str, Result]) -> RunRecord:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from suite.backbone import Backbone
     from suite.bench import Bench
-    from suite.record import RunRecord
+    from suite.record import Result, RunRecord
     from suite.views import View
 
 
@@ -236,11 +236,25 @@ class Document:
     "Tables, plots and paragraphs in order."
 
 
+class Archive(Protocol):
+    """What a page may read beside the records. Any of it may be missing: published records keep only part."""
+
+    def predictions(self, record: RunRecord, result: Result) -> Mapping[str, Any] | None:
+        """Per-sample arrays of a result, see `suite.metrics.PREDICTIONS`; None when there are none."""
+
+    def artifact(self, record: RunRecord, result: Result, name: str) -> Mapping[str, Any] | None:
+        """Arrays that an evaluator left for pages; None when there are none of that name."""
+
+    def log(self, record: RunRecord) -> Sequence[Mapping[str, Any]]:
+        """Rows of the training log: step, epoch, loss, lr, images_per_second, feature_std, …; empty without one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """A way to turn records into documents: one file under `reports/`."""
 
     name: str
     title: str
-    build: Callable[[Sequence[RunRecord], Mapping[str, Recipe], Mapping[str, Evaluator]], Sequence[Document]]
+    build: Callable[[Sequence[RunRecord], Mapping[str, Recipe], Mapping[str, Evaluator], Archive], Sequence[Document]]
+    "From records, known recipes, known evaluators, and what lies beside the records."
     version: int = 1

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -216,9 +217,29 @@ class Store:
                 continue
             results, bad = run.results()
             problems += bad
-            if record is not None:
+            if record is not None and record.id != name:
+                problems.append(f"{run.path / RUN}: the record calls itself {record.id!r}")
+            elif record is not None:
                 records.append(with_results(record, results))
         return records, problems
+
+    def predictions(self, record: RunRecord, result: Result) -> dict | None:
+        """Per-sample arrays of a result of a run here; None when there are none."""
+        return self.run(record.id).predictions(result)
+
+    def artifact(self, record: RunRecord, result: Result, name: str) -> dict | None:
+        """Arrays that an evaluator left for pages; None when there are none of that name."""
+        return self.run(record.id).artifact(result, name)
+
+    def log(self, record: RunRecord) -> list[dict]:
+        """Rows of the training log; a line that a crash cut short ends it."""
+        path, rows = self.run(record.id).log, []
+        for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
 
     def check_space(self, needed: int = 64 << 20) -> None:
         """Refuse to start what could not be written.

@@ -22,7 +22,7 @@ from suite.data.imageset import ImageSet
 from suite.interrupt import Interrupted
 from suite.method import Method, Progress, TrainSet
 from suite.progress import Reporter
-from suite.record import RunRecord
+from suite.record import Result, RunRecord
 from suite.spec import Config, Document, Evaluator, Page, Recipe
 from suite.train import Plan, Trainer
 
@@ -122,9 +122,26 @@ def check_evaluator(evaluator: Evaluator) -> None:
     assert evaluator.default not in evaluator.selects_on_test, f"{evaluator.name}: the default preset selects on test data"
 
 
+class Nothing:
+    """An archive that keeps nothing beside the records."""
+
+    def predictions(self, record: RunRecord, result: Result) -> None:
+        """No per-sample arrays."""
+
+    def artifact(self, record: RunRecord, result: Result, name: str) -> None:
+        """No arrays for pages."""
+
+    def log(self, record: RunRecord) -> tuple[()]:
+        """No training log."""
+        return ()
+
+
+EMPTY = Nothing()
+
+
 def check_page(page: Page, records: Sequence[RunRecord], recipes: dict[str, Recipe], evaluators: dict[str, Evaluator]) -> None:
     """A page builds from any records, even none, and twice the same."""
     for some in ([], records):
-        first, second = page.build(some, recipes, evaluators), page.build(some, recipes, evaluators)
+        first, second = (page.build(some, recipes, evaluators, EMPTY) for _ in range(2))
         assert all(isinstance(document, Document) for document in first), f"{page.name} builds something else than documents"
         assert first == second, f"{page.name} depends on more than its records"

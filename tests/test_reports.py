@@ -20,6 +20,7 @@ from reports._tables import natural
 from suite.errors import UsageError
 from suite.render import check, render, safe_name
 from suite.spec import Cell, Document, Plot, Table
+from suite.testing import EMPTY
 from tests.report_samples import EVALUATORS, PRESET, RECIPES, record, records, result
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -27,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def build(found=None):
     found = records() if found is None else found
-    return [*index.build(found, RECIPES, EVALUATORS), *algorithm.build(found, RECIPES, EVALUATORS)]
+    return [*index.build(found, RECIPES, EVALUATORS, EMPTY), *algorithm.build(found, RECIPES, EVALUATORS, EMPTY)]
 
 
 def table(document, title):
@@ -85,7 +86,7 @@ def test_empty_cells_say_why():
         "missing", "skipped: mmdet is not installed",
     )  # fmt: skip
     assert cell(found, "Random", "Training").hover == "nothing was trained"
-    alone = index.build([record("mocov2", results=[])], RECIPES, EVALUATORS)[0]
+    alone = index.build([record("mocov2", results=[])], RECIPES, EVALUATORS, EMPTY)[0]
     assert cell(table(alone, "Benchmarks"), "MoCo v2", "kNN").hover == "not run"
 
 
@@ -95,7 +96,7 @@ def test_old_versions_are_marked_and_cannot_be_best():
     shown = cell(table(page("index", build(found)), "Benchmarks"), "MoCo v2", "kNN")
     assert (shown.kind, shown.hover.splitlines()[0]) == ("stale", "pre-trained with version 0 of mocov2, now 1")
     newer = EVALUATORS | {"knn": replace(EVALUATORS["knn"], version=2)}
-    shown = cell(table(index.build(records(), RECIPES, newer)[0], "Benchmarks"), "SimCLR", "kNN")
+    shown = cell(table(index.build(records(), RECIPES, newer, EMPTY)[0], "Benchmarks"), "SimCLR", "kNN")
     assert (shown.kind, shown.hover.splitlines()[0]) == ("stale", "measured with version 1 of knn, now 2")
 
 
@@ -358,6 +359,6 @@ def test_pages_do_not_import_torch():
 
 
 def test_no_records_at_all(tmp_path):
-    render([*index.build([], {}, {}), *algorithm.build([], RECIPES, EVALUATORS)], tmp_path)
+    render([*index.build([], {}, {}, EMPTY), *algorithm.build([], RECIPES, EVALUATORS, EMPTY)], tmp_path)
     assert "There are no records yet" in (tmp_path / "index.md").read_text()
     assert "84.04" in (tmp_path / "mocov2.md").read_text()
