@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from suite.errors import JobError, UsageError
-from suite.nn.gather import rank, world_size
+from suite.nn.gather import all_sum, rank, world_size
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,13 @@ def class_weights(labels: Tensor, k: int, power: float = 0.5) -> Tensor:
     sizes = cluster_sizes(labels, k)
     weights = torch.where(sizes > 0, sizes.clamp_min(1).double() ** -power, 0.0)
     return (weights / weights.sum()).float()
+
+
+def weighted_cross_entropy(logits: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the global batch of -log softmax(logits)_y, where class y counts `weights[y]` times."""
+    w = weights[y]  # N
+    total = all_sum(w.sum()) / world_size()
+    return (w * F.cross_entropy(logits, y, reduction="none")).sum() / total
 
 
 def nmi(first: Tensor, second: Tensor) -> float:
