@@ -147,6 +147,13 @@ def _losses_in_processes(name, count, tmp_path):
         "byol",
         "simsiam",
         "barlowtwins",
+        "npid",
+        "deepcluster",
+        "odc",
+        "mae",
+        "mocov3",
+        "simmim",
+        "cae",
     ],
 )
 def test_two_processes_give_the_loss_of_one(name, tmp_path):
