@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import resource
 import sys
 import warnings
@@ -55,10 +56,18 @@ def supported(precision: str, device: torch.device) -> str:
     if precision == "32":
         return "32"
     if device.type == "cpu":
-        has = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if precision == "bf16" else False
+        has = precision == "bf16" and cpu_has_bf16()
     else:
         has = torch.cuda.is_bf16_supported() if precision == "bf16" else True
     return precision if has else "32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 itself. Emulated, as on x86 with plain AVX-512, it is slower than float32."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    native = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
+    return platform.machine() not in ("x86_64", "AMD64") or any(has() for has in native)
 
 
 def make_fabric(precision: str = "32") -> Fabric:

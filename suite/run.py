@@ -173,7 +173,7 @@ def pretrain(job: Job, run: Run, options: Options, reporter: Reporter) -> RunRec
     if (world > 1 or options.accumulate > 1) and job.recipe.batch_dependent:
         notes.append(f"{world} process(es) x {options.accumulate} accumulated step(s): {job.recipe.batch_dependent}")
     if engine.supported(job.config.precision, fabric.device) != job.config.precision:
-        notes.append(f"precision {job.config.precision} is not supported on this device, float32 was used")
+        notes.append(f"this device has no {job.config.precision} arithmetic, float32 was used")
     if outcome.collapsed:
         spread = f"embeddings of spread {outcome.feature_std:.3f} and effective rank {outcome.feature_rank:.1f}"
         notes.append(f"collapsed: training ended with {spread}")
