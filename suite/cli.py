@@ -49,6 +49,7 @@ Pack = Annotated[
         "and read that copy from then on. The reduced pictures count as another data set in the records.",
     ),
 ]
+Scale = Annotated[bool, typer.Option("--scale-lr", help="Scale the learning rate with batch=… (linear rule).")]
 Again = Annotated[bool, typer.Option("--again", help="Compute anew what is already there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -102,6 +103,7 @@ def run(
     keep: Keep = 0,
     track: Track = "",
     pack: Pack = False,
+    scale_lr: Scale = False,
     again: Again = False,
     debug: Debug = False,
 ) -> None:
@@ -110,7 +112,7 @@ def run(
 
     asked = command.Asked(
         _algos(algo), _list(preset), _seeds(seeds), bench, overrides or [], dataset, dataset_root, data_root or [], on_broken,
-        devices, accumulate, keep, tuple(_list(track)), again, debug, pack,
+        devices, accumulate, keep, tuple(_list(track)), again, debug, pack, scale_lr,
     )  # fmt: skip
     if from_record is not None:
         asked = command.repeat(asked, from_record)
@@ -133,13 +135,14 @@ def pretrain(
     keep: Keep = 0,
     track: Track = "",
     pack: Pack = False,
+    scale_lr: Scale = False,
     again: Again = False,
     debug: Debug = False,
 ) -> None:
     """Pre-train only: `run` without benchmarks, controls and pages."""
     run(
         overrides, algo, "", preset, seeds, dataset, dataset_root, data_root, runs, Path("model-zoo"), False, False, None,
-        on_broken, devices, accumulate, keep, track, pack, again, debug,
+        on_broken, devices, accumulate, keep, track, pack, scale_lr, again, debug,
     )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ class Asked:
     again: bool = False
     debug: bool = False
     pack: bool = False
+    scale_lr: bool = False
 
 
 def repeat(asked: Asked, path: Path) -> Asked:
@@ -102,7 +103,7 @@ def _jobs(asked: Asked, overrides: Sequence[str]) -> Iterator[Job]:
     for algo in asked.algos:
         for preset in asked.presets or [""]:
             for seed in asked.seeds:
-                yield prepare(algo, preset, overrides, seed, dataset, roots, asked.on_broken, asked.pack)
+                yield prepare(algo, preset, overrides, seed, dataset, roots, asked.on_broken, asked.pack, asked.scale_lr)
 
 
 def _controls(jobs: Sequence[Job]) -> list[Job]:

@@ -92,9 +92,20 @@ def sources(dataset: str, dataset_root: Path | None, roots: Sequence[str]) -> tu
 
 def prepare(
     algo: str, preset: str, assignments: Sequence[str], seed: int | None, dataset: str, roots: Mapping[str, Path],
-    on_broken: str = "refuse", pack: bool = False,
+    on_broken: str = "refuse", pack: bool = False, scale_lr: bool = False,
 ) -> Job:  # fmt: skip
     """Resolve recipe, preset, overrides and data.
+
+    Args:
+        algo: recipe name or path.
+        preset: its preset, empty for the default.
+        assignments: `key=value` overrides.
+        seed: None keeps the preset's.
+        dataset: name of the pre-training data, empty for the preset's.
+        roots: folders of data sets by name.
+        on_broken: `refuse` or `skip` broken images.
+        pack: read a reduced copy of the photographs.
+        scale_lr: multiply the learning rate by the batch over the preset's batch.
 
     Raises:
         UsageError: anything unknown, out of range or missing.
@@ -106,9 +117,22 @@ def prepare(
     given = [f'dataset="{dataset}"'] if dataset else []
     given += [f"seed={seed}"] if seed is not None else []
     config = configs.override(recipe.presets[name], [*given, *assignments])
+    if scale_lr:
+        if any(assignment.startswith(("optim.lr=", "optim=")) for assignment in assignments):
+            raise UsageError("--scale-lr and optim.lr=… both set the learning rate; give one of them")
+        config = scaled(config, recipe.presets[name].batch)
     check_architecture(config.arch)
     where = Sources(config.dataset, dict(roots), on_broken, pack=packing.side(config.size) if pack else 0)
     return Job(recipe, name, config, where, where.fingerprint(config.dataset, "train"), algo)
+
+
+def scaled(config: Config, reference: int) -> Config:
+    """The config with learning rates for its own batch instead of `reference`, by the linear scaling rule.
+
+    Goyal et al., Accurate, Large Minibatch SGD, 2017, section 2.1. https://arxiv.org/abs/1706.02677
+    """
+    factor = config.batch / reference
+    return replace(config, optim=replace(config.optim, lr=config.optim.lr * factor, min_lr=config.optim.min_lr * factor))
 
 
 def default_preset(recipe: Recipe, dataset: str) -> str:

@@ -51,7 +51,7 @@ def tree(root, sizes=(("a", 4), ("b", 4)), splits=("train", "test")):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "--algo", "mocov4"), "did you mean 'mocov2'"),
+        (("run", "--algo", "mocov4"), "did you mean 'mocov3'"),
         (("run", "--algo", ","), "unknown algorithm"),
         (("run", "--bench", "knnn"), "unknown benchmark 'knnn'; did you mean 'knn'"),
         (("run", "--bench", "knn:mocco"), "did you mean 'moco'"),
