@@ -12,9 +12,13 @@ from suite import engine
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("avx", "amx", "machine", "native"), [
-    (False, False, "x86_64", False), (True, False, "x86_64", True), (False, True, "x86_64", True), (False, False, "aarch64", True),
-])  # fmt: skip
+X86 = "x86_64"
+
+
+@pytest.mark.parametrize(
+    ("avx", "amx", "machine", "native"),
+    [(False, False, X86, False), (True, False, X86, True), (False, True, X86, True), (False, False, "aarch64", True)],
+)
 def test_emulated_bf16_gives_way_to_float32(avx, amx, machine, native, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
@@ -24,9 +28,7 @@ def test_emulated_bf16_gives_way_to_float32(avx, amx, machine, native, monkeypat
     assert engine.supported("16", CPU) == engine.supported("32", CPU) == "32"
 
 
-@pytest.mark.skipif(
-    not Path("/proc/cpuinfo").is_file() or platform.machine() != "x86_64", reason="reads Linux's list of x86 flags"
-)
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file() or platform.machine() != X86, reason="reads Linux's list of x86 flags")
 def test_native_bf16_is_what_the_processor_lists():
     flags = Path("/proc/cpuinfo").read_text().split()
     assert engine.cpu_has_bf16() == ("avx512_bf16" in flags or "amx_bf16" in flags)
