@@ -4,7 +4,7 @@
     suite eval RUN --bench detection                    embedded digit scenes, seconds on a CPU
     suite eval RUN --bench detection:voc0712_c4_24k     VOC07+12 trainval to VOC07 test, as in MoCo and MMSelfSup
     suite eval RUN --bench detection:coco_fpn_1x        COCO boxes and masks, 12 epochs
-    suite eval RUN --bench detection:coco_fpn_1x --set detection.fraction=0.05     a twentieth of that schedule
+    suite eval RUN --bench detection:coco_fpn_1x detection.fraction=0.05     a twentieth of that schedule
 
 On data in VOC layout `ap50` counts a detection from an overlap of 0.5 on and integrates precision over all recalls (VOC
 2010 and later); `ap50.11point` averages it at eleven recalls, which is how figures on VOC 2007 are published. Matching

@@ -4,7 +4,7 @@
     suite eval RUN --bench segmentation                       embedded digit scenes, seconds on a CPU
     suite eval RUN --bench segmentation:voc12aug_fcn_20k      VOC 2012 with the SBD annotations, as in MMSelfSup
     suite eval RUN --bench segmentation:cityscapes_fcn_40k    Cityscapes
-    suite eval RUN --bench segmentation:cityscapes_fcn_40k --set segmentation.fraction=0.05    a twentieth of that schedule
+    suite eval RUN --bench segmentation:cityscapes_fcn_40k segmentation.fraction=0.05    a twentieth of that schedule
 
 `miou` is the mean over classes, background included, from one confusion matrix over all test pixels.
 """
