@@ -24,8 +24,8 @@ Array: TypeAlias = NDArray[Any]
 Arrays = Mapping[str, NDArray[Any]]
 """Per-sample predictions of one kind, see `suite.metrics.PREDICTIONS`."""
 
-CELLS = 4_000_000
-"""Numbers that a chunk of resamples may hold at once."""
+CELLS = 500_000
+"""Numbers that a chunk of resamples may hold at once: few enough for a processor's cache."""
 
 
 def interval(
