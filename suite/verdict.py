@@ -129,6 +129,8 @@ def _word(row: Row, p_worse: float, p_better: float, tolerance: float, alpha: fl
 
 POWER = 0.8
 """Chance of a settled verdict with the number of images or seeds that is named."""
+MOST = 1000.0
+"""How much smaller an error may have to become before naming a number is of no use to anybody."""
 
 
 def _needed(row: Row, tolerance: float, alpha: float, comparisons: int) -> tuple[int, int]:
@@ -145,9 +147,9 @@ def _needed(row: Row, tolerance: float, alpha: float, comparisons: int) -> tuple
     spare = float(special.ndtri(POWER))
     ways = [(gap + tolerance, alpha), (-gap, alpha / comparisons)]
     errors = [room / (float(special.ndtri(1 - level)) + spare) for room, level in ways if room > 0]
-    if not errors:
+    wanted, images, seeds = max(errors, default=0.0), row.image_error, row.seed_error
+    if wanted * MOST < math.hypot(images, seeds):  # a difference of next to nothing against no tolerance
         return 0, 0
-    wanted, images, seeds = max(errors), row.image_error, row.seed_error
     if seeds > 0 and wanted > images:
         return 0, math.ceil(row.seeds * seeds**2 / (wanted**2 - images**2))
     return math.ceil(row.samples * (images / wanted) ** 2), 0
