@@ -61,9 +61,15 @@ def rule(verdict: Verdict) -> str:
 
 def explained(row: Row) -> str:
     """A row's note with what would settle it."""
-    more = f"about {row.needed:,} images would tell" if row.needed else ""
-    more = f"about {row.needed_seeds:,} seeds a side would tell" if row.needed_seeds else more
+    more = f"about {_rounded(row.needed):,} images would tell" if row.needed else ""
+    more = f"about {_rounded(row.needed_seeds):,} seeds a side would tell" if row.needed_seeds else more
     return "; ".join(part for part in (row.note, more) if part)
+
+
+def _rounded(count: int) -> int:
+    """Up to two digits that mean something."""
+    unit = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // unit) * unit
 
 
 def line(row: Row) -> str:

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,6 +234,12 @@ def test_order_of_images_does_not_matter_and_equal_answers_give_exactly_0(pairs,
     assert paired.measure("x", [a], [b], resamples=50) == paired.measure("x", *([side] for side in moved), resamples=50)
     _, equal = paired.measure("x", [a], [a], resamples=50)
     assert (equal.difference, equal.low, equal.high, equal.lower, equal.higher) == (0, 0, 0, 1, 1)
+
+
+def test_statistics_and_the_gate_load_no_torch():
+    modules = ("stats", "paired", "sides", "scores", "revision", "compare", "verdict", "verdict_forms")
+    code = f"import sys, {', '.join(f'suite.{name}' for name in modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parent.parent).returncode == 0
 
 
 def test_patterns_of_several_networks_are_drawn_with_their_frequencies():
