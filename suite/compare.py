@@ -69,7 +69,10 @@ def compare(
 
         resamples = stats.enough(alpha, len(wanted))
     rule = scores.Rule(alpha, resamples, seed, evaluators or {})
-    rows += judge([scores.measure(one, key, rule) for one, key in wanted], tolerance, alpha)
+    measured = [scores.measure(one, key, rule) for one, key in wanted]
+    if bench and not any(row.difference is not None or row.verdict == "worse" for row in measured):
+        raise UsageError(f"{sides[0].name} and {sides[1].name} have no score in common for {', '.join(bench)}")
+    rows += judge(measured, tolerance, alpha)
     return Verdict(sides[0].name, sides[1].name, tuple(rows), tolerance, alpha, tuple(notes))
 
 

@@ -115,10 +115,13 @@ def tail(drawn: Array) -> float:
     """One-sided bootstrap p-value: how plausible it is that a drawn quantity is in truth 0 or more.
 
     The observed sample counts as one of the draws, so that no finite number of them proves anything with certainty
-    (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.2).
+    (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.2). Where no draw at all reaches 0,
+    the value is smaller than draws can resolve and comes from the normal distribution of their mean and spread.
     """
     known = drawn[np.isfinite(drawn)]
-    return float((1 + np.count_nonzero(known >= 0)) / (1 + len(known)))
+    crossed, spread = np.count_nonzero(known >= 0), float(known.std()) if len(known) else 0.0
+    counted = float((1 + crossed) / (1 + len(known)))
+    return counted if crossed or spread == 0 else min(counted, float(special.ndtr(known.mean() / spread)))
 
 
 def mcnemar(lost: int, gained: int) -> float:
@@ -209,9 +212,9 @@ def pairwise(predictions: Mapping[str, Arrays], alpha: float = 0.05, resamples: 
     ]
 
 
-def enough(alpha: float, comparisons: int, least: int = 2000) -> int:
-    """Resamples with which a bootstrap p-value can fall well below the smallest level that Holm's correction asks for."""
-    return max(least, int(np.ceil(10 * comparisons / alpha)))
+def enough(alpha: float, comparisons: int, least: int = 2000, most: int = 10_000) -> int:
+    """Resamples that resolve p-values well below the smallest level that Holm's correction asks for, within reason."""
+    return int(np.clip(np.ceil(10 * comparisons / alpha), least, most))
 
 
 def kind_of_all(sides: Sequence[Arrays], what: str) -> str:

@@ -47,7 +47,10 @@ def markdown(verdict: Verdict) -> str:
 
 def title(verdict: Verdict) -> str:
     """The verdict in two words."""
-    return "Regression" if verdict.regressed else "No regression"
+    if verdict.regressed:
+        return "Regression"
+    compared = any(row.level == "score" and row.difference is not None for row in verdict.rows)
+    return "No regression" if compared else "No score compared"
 
 
 def rule(verdict: Verdict) -> str:

@@ -248,6 +248,8 @@ def test_what_cannot_be_compared_says_why(tmp_path):
     failed = make_run(tmp_path, None, run_id="c", status="failed", why="ran out of memory")
     other = make_run(tmp_path, b, run_id="d", digest="other", data={"digits/test": "c" * 64})
     assert "other data" in scores(compare(base, other, function=False))[0].note
+    with pytest.raises(UsageError, match="no score in common for linear"):  # a gate that compared nothing may not pass
+        compare(base, other, function=False, bench=["linear"])
     verdict = compare(base, failed, function=False)
     assert verdict.regressed
     assert "ran out of memory" in verdict.markdown()

@@ -162,6 +162,14 @@ def test_pairwise_of_other_kinds(kind):
     assert first.significant == (kind != "mean")
 
 
+def test_a_bootstrap_p_value_counts_draws_and_goes_on_below_what_they_resolve():
+    drawn = np.random.default_rng(0).normal(-1, 1, 50_000)
+    assert stats.tail(drawn) == (1 + (drawn >= 0).sum()) / 50_001
+    far = np.random.default_rng(0).normal(-5, 1, 2000)
+    assert stats.tail(far) == pytest.approx(norm.sf(5), rel=0.5)
+    assert stats.tail(np.full(99, -1.0)) == 0.01 and stats.tail(np.zeros(99)) == 1 == stats.tail(np.full(9, np.nan))
+
+
 def test_pairwise_p_values_of_the_mean_are_those_of_the_t_test_on_many_images():
     rng = np.random.default_rng(3)
     a = rng.normal(50, 10, 800)
