@@ -201,22 +201,35 @@ def report(
 
 @app.command()
 def compare(
-    base: Annotated[str, typer.Argument(help="Run id, run folder, record or weights file.")],
+    base: Annotated[str, typer.Argument(help="Run, record, weights file, folder of results, or git revision REV[:PATH].")],
     head: Annotated[str, typer.Argument(help="The same, to compare with it.")],
-    bench: Annotated[str, typer.Option(help="Benchmarks to run where results are missing.")] = "",
-    tolerance: Annotated[float, typer.Option(min=0, help="Points that do not count as a change.")] = 0.5,
-    alpha: Annotated[float, typer.Option(min=1e-6, max=0.5, help="Error rate of the interval.")] = 0.05,
-    form: Annotated[str, typer.Option("--format", help="markdown or json.")] = "markdown",
+    bench: Annotated[str, typer.Option(help="What to compare; run on weights and runs where it is missing.")] = "",
+    tolerance: Annotated[float, typer.Option(min=0, help="A drop of so many points does not matter.")] = 0.5,
+    alpha: Annotated[float, typer.Option(min=1e-6, max=0.4, help="Chance of a false alarm, over all scores.")] = 0.05,
+    form: Annotated[str, typer.Option("--format", help="markdown, json, junit or github.")] = "markdown",
+    markdown: Annotated[Path | None, typer.Option(help="Also write the verdict to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write it as JSON.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write it as JUnit XML.")] = None,
+    dataset: Dataset = "",
+    dataset_root: DatasetRoot = None,
+    data_root: DataRoot = None,
     runs: Runs = Path("runs"),
+    repository: Annotated[Path, typer.Option("--repo", help="Git repository of the revisions.")] = Path("."),
     debug: Debug = False,
 ) -> None:
-    """Compare two checkpoints: same bytes, same function, same score. Exit 1 on a regression."""
+    """Compare two checkpoints, or two revisions of results: same bytes, function, score. Exit 1 on a regression."""
     from suite import command
+    from suite.store import write_bytes
+    from suite.verdict_forms import FORMS
 
-    if form not in ("markdown", "json"):
-        raise unknown("format", form, ("markdown", "json"))
-    verdict = command.compare(base, head, bench, tolerance, alpha, runs, _reporter())
-    typer.echo(verdict.markdown() if form == "markdown" else verdict.json())
+    if form not in FORMS:
+        raise unknown("format", form, FORMS)
+    asked = command.Asked([], [], [None], bench, [], dataset, dataset_root, data_root or [])
+    verdict = command.compare(base, head, asked, tolerance, alpha, runs, repository, _reporter())
+    for name, file in (("markdown", markdown), ("json", json), ("junit", junit)):
+        if file is not None:
+            write_bytes(file, FORMS[name](verdict).encode())
+    typer.echo(FORMS[form](verdict), nl=False)
     if verdict.regressed:
         raise typer.Exit(1)
 

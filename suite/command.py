@@ -220,15 +220,24 @@ def report(runs: Path, pages: Path, check: bool, reporter: Reporter) -> None:
     reporter.say(f"pages: {index}")
 
 
-def compare(base: str, head: str, bench: str, tolerance: float, alpha: float, runs: Path, reporter: Reporter) -> Verdict:
-    """Verdict on two checkpoints, evaluating what `bench` asks for where a weights file has no results yet."""
+def compare(
+    base: str, head: str, asked: Asked, tolerance: float, alpha: float, runs: Path, repository: Path, reporter: Reporter
+) -> Verdict:
+    """Verdict on two sides, evaluating what `asked.bench` names where weights or runs have no result yet.
+
+    Raises:
+        UsageError: an input that cannot be read, or an unknown benchmark.
+        JobError: an evaluation that could not be carried out at all; one that failed is part of the verdict.
+    """
     from suite import compare as comparison
 
-    if bench:
-        asked = Asked([], [], [None], bench, [])
+    names = [part.strip() for part in asked.bench.split(",") if part.strip()]
+    if names:
         base, head = (_evaluated(side, asked, runs, reporter) for side in (base, head))
-    evaluators = plugins.load_all("evaluators")
-    return comparison.compare(base, head, store=runs, tolerance=tolerance, alpha=alpha, evaluators=evaluators, load=_backbone)
+    return comparison.compare(
+        base, head, store=runs, repository=repository, bench=names, tolerance=tolerance, alpha=alpha,
+        evaluators=plugins.load_all("evaluators"), load=_backbone,
+    )  # fmt: skip
 
 
 def _backbone(path: Path) -> Any:
@@ -239,17 +248,27 @@ def _backbone(path: Path) -> Any:
 
 
 def _evaluated(side: str, asked: Asked, runs: Path, reporter: Reporter) -> str:
-    path = Path(side)
-    if path.is_dir() or path.suffix == ".json":
-        return side
-    if not path.is_file():
-        evaluate(Path(side), asked, runs, None, None, {}, reporter)
-        return side
-    from suite.run import adopt
+    """The side with every benchmark that was asked for; weights files become runs. What is stored is taken as it is."""
+    path, store = Path(side), Store(runs)
+    if path.is_file() and path.suffix != ".json":
+        from suite.run import adopt
 
-    folder, _ = adopt(path, Store(runs), "digits", None, reporter)
-    evaluate(Path(folder.id), asked, runs, None, None, {}, reporter)
-    return folder.id
+        folder, _ = adopt(path, store, asked.dataset or "digits", None, reporter)
+        _measured(folder, asked, runs, reporter)
+        return folder.id
+    known = [] if path.exists() else [name for name in store.names() if len(path.parts) == 1 and name.startswith(side)]
+    for name in [side] if side in known else known:
+        if store.run(name).record() is not None:
+            _measured(store.run(name), asked, runs, reporter)
+    return side
+
+
+def _measured(folder: Run, asked: Asked, runs: Path, reporter: Reporter) -> None:
+    try:
+        evaluate(Path(folder.id), asked, runs, None, None, {}, reporter)
+    except JobError:
+        if all(result.status != "failed" for result in folder.results()[0].values()):
+            raise
 
 
 def listing(what: str, runs: Path) -> list[str]:

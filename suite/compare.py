@@ -1,35 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two runs, records or weights files against each other: same bytes, same function, same score."""
+"""Two runs, records, weights files or sets of published results against each other: same bytes, function, score."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from suite.errors import UsageError, unknown
-from suite.record import Result, RunRecord, run_from_json, with_results
-from suite.store import RUN, Run, Store
-from suite.verdict import Row, Verdict, Word, judge, needed
+from suite import scores
+from suite.errors import UsageError
+from suite.scores import Match
+from suite.sides import Entry, Side, only, resolve
+from suite.verdict import Row, Verdict, Word, judge
 
 if TYPE_CHECKING:
     from suite.backbone import Backbone
     from suite.spec import Evaluator
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two things that are compared."""
-
-    name: str
-    record: RunRecord | None = None
-    weights: Path | None = None
-    run: Run | None = None
-
-    def predictions(self, result: Result) -> dict[str, Any] | None:
-        """Per-sample predictions of a result, when they are at hand."""
-        return self.run.predictions(result) if self.run is not None else None
 
 
 def compare(
@@ -37,10 +23,11 @@ def compare(
     head: str | Path,
     *,
     store: Path | None = None,
+    repository: Path = Path("."),
     bench: Sequence[str] = (),
     tolerance: float = 0.5,
     alpha: float = 0.05,
-    resamples: int = 2000,
+    resamples: int = 0,
     seed: int = 0,
     function: bool = True,
     evaluators: Mapping[str, Evaluator] | None = None,
@@ -48,92 +35,112 @@ def compare(
 ) -> Verdict:
     """Compare at three levels: bytes of the weights, function on a fixed batch, score of every shared result.
 
-    A score is worse when head falls more than `tolerance` below base and the `1 - alpha` interval of the difference
-    excludes 0; better in the same way; same when the interval rules out a drop of `tolerance`; else inconclusive.
-    Without predictions on both sides there is no interval, and the difference alone decides.
+    Scores are judged by `suite.verdict.judge`: with no true difference, any of them is called worse with chance `alpha`
+    at most, however many there are.
 
     Args:
-        base: run id, run folder, record JSON or weights file to measure against.
+        base: what to measure against; see `suite.sides.resolve`.
         head: the same, to be judged.
         store: folder in which run ids are looked up.
-        bench: evaluators to look at; empty: all that both sides have.
+        repository: in which git revisions are looked up.
+        bench: results to look at, `evaluator`, `evaluator:preset` or `all`; empty: all that both sides have.
         tolerance: drop in points that does not matter.
-        alpha: chance that an interval misses the true difference.
-        resamples: bootstrap resamples per score.
+        alpha: chance of a false alarm.
+        resamples: bootstrap resamples per score; 0: as many as the number of scores asks for.
         seed: of the resampling and of the fixed batch.
         function: whether to load both networks and compare their features.
-        evaluators: by name, for the headline metric and its direction; unknown ones fall back to the kind of
-            predictions.
+        evaluators: by name, for the headline metric and its direction; unknown ones fall back to their only metric.
         load: reads a weights file; None: `Backbone.load`.
 
     Raises:
-        UsageError: an input that is none of these, nothing in common, or predictions about different images.
+        UsageError: an input that cannot be read, a benchmark that neither side has, or predictions about different images.
     """
-    if tolerance < 0 or not 0 < alpha < 1 or resamples < 1:
-        raise UsageError(f"tolerance {tolerance}, alpha {alpha}, resamples {resamples}: need >= 0, 0 to 1, >= 1")
-    sides = (resolve(base, store), resolve(head, store))
-    hashes, networks = _weights(sides, function, load)
-    rows = [_bytes(*hashes)]
+    if not 0 <= tolerance < float("inf") or not 0 < alpha < 0.5 or resamples < 0:
+        raise UsageError(f"tolerance {tolerance}, alpha {alpha}, resamples {resamples}: need >= 0, 0 to 0.5, >= 0")
+    sides = (resolve(base, store, repository), resolve(head, store, repository))
+    found, notes = matches(*sides)
+    hashes, networks = _weights(sides, found, function, load)
+    rows = [_bytes(hashes)] if hashes else []
     if networks is not None:
-        rows.append(_function(*networks, _side_length(sides), seed))
-    rows += _scores(sides, bench, evaluators or {}, Rule(tolerance, alpha, resamples, seed))
-    return Verdict(sides[0].name, sides[1].name, tuple(rows), tolerance, alpha)
+        rows.append(_function(*networks, _side_length(found), seed))
+    wanted = list(scores.wanted(sides, found, [name.replace(":", ".") for name in bench]))
+    if wanted and not resamples:
+        from suite import stats
+
+        resamples = stats.enough(alpha, len(wanted))
+    rule = scores.Rule(alpha, resamples, seed, evaluators or {})
+    measured = [scores.measure(one, key, rule) for one, key in wanted]
+    if bench and not any(row.difference is not None or row.verdict == "worse" for row in measured):
+        raise UsageError(f"{sides[0].name} and {sides[1].name} have no score in common for {', '.join(bench)}")
+    rows += judge(measured, tolerance, alpha)
+    return Verdict(sides[0].name, sides[1].name, tuple(rows), tolerance, alpha, tuple(notes))
 
 
-def resolve(what: str | Path, store: Path | None = None) -> Side:
-    """A run folder, a record's JSON, a weights file, or a run's id (or unique start of one) in `store`.
+def matches(base: Side, head: Side) -> tuple[list[Match], list[str]]:
+    """Which runs are compared with which, and one line for each that is not.
 
-    Raises:
-        UsageError: none of these.
+    Two experiments (of one or several seeds) are compared whatever they are called; sets of several, run by run of the
+    same id, the seeds of an experiment together.
     """
-    path = Path(what)
-    if path.is_dir() or (path.name == RUN and path.is_file()):
-        return _from_run(Run(path if path.is_dir() else path.parent))
-    if path.is_file():
-        if path.suffix == ".json":
-            record = run_from_json(path.read_text(errors="replace"), str(path))
-            return Side(record.id, record)
-        return Side(path.name, weights=path)
-    if store is None or path.suffix or len(path.parts) != 1:
-        raise UsageError(f"{str(what)!r} is no run id, run folder, record (.json) or weights file")
-    return _from_run(Store(store).find(str(what)))
+    notes = [*base.problems, *head.problems]
+    if not base.entries or not head.entries:
+        return [], notes
+    if base.families == 1 and head.families == 1:
+        return [Match("", _sorted(base), _sorted(head))], notes
+    ids = [{entry.record.id for entry in side.entries} for side in (base, head)]
+    for where, lost in (("base", ids[0] - ids[1]), ("head", ids[1] - ids[0])):
+        notes += [f"{name}: only in {where}" for name in sorted(lost)[:20]]
+        notes += [f"and {len(lost) - 20} more: only in {where}"] if len(lost) > 20 else []
+    shared = ids[0] & ids[1]
+    families: dict[str, tuple[list[Entry], list[Entry]]] = {}
+    for i, side in enumerate((base, head)):
+        for entry in _sorted(only(side, shared)):
+            families.setdefault(entry.family, ([], []))[i].append(entry)
+    return [Match(name, tuple(a), tuple(b)) for name, (a, b) in sorted(families.items()) if a and b], notes
 
 
-def _from_run(run: Run) -> Side:
-    record = run.record()
-    if record is None:
-        raise UsageError(f"run {str(run.path)!r} has no record: its pre-training has not finished")
-    weights = run.weights if run.weights.is_file() else None
-    return Side(record.id, with_results(record, run.results()[0]), weights, run)
+def _sorted(side: Side) -> tuple[Entry, ...]:
+    return tuple(sorted(side.entries, key=lambda entry: (entry.record.seed, entry.record.id)))
 
 
 def _weights(
-    sides: tuple[Side, Side], function: bool, load: Callable[[Path], Backbone] | None
-) -> tuple[tuple[str, str], tuple[Backbone, Backbone] | None]:
-    """Hashes of both sides' weights, and both networks when their functions are to be compared."""
-    records = [side.record.weights.sha256 if side.record else "" for side in sides]
-    wanted = function and all(side.weights for side in sides) and (not all(records) or records[0] != records[1])
-    if all(records) and not wanted:
-        return (records[0], records[1]), None
+    sides: tuple[Side, Side], found: Sequence[Match], function: bool, load: Callable[[Path], Backbone] | None
+) -> tuple[list[tuple[str, str]], tuple[Backbone, Backbone] | None]:
+    """Hashes of both sides' weights in pairs, and both networks when their functions are to be compared."""
+    if len(found) > 1 or any(len(one.base) != 1 or len(one.head) != 1 for one in found):
+        pairs = [pair for one in found for pair in zip(one.base, one.head, strict=False)]
+        return [(a.record.weights.sha256, b.record.weights.sha256) for a, b in pairs], None
+    entries = [side.entries[0] if len(side.entries) == 1 else None for side in sides]
+    if found:
+        entries = [found[0].base[0], found[0].head[0]]
+    hashes = [entry.record.weights.sha256 if entry else "" for entry in entries]
+    files = [entry.weights if entry else side.weights for entry, side in zip(entries, sides, strict=True)]
+    if not all(hash_ or file for hash_, file in zip(hashes, files, strict=True)):
+        return [], None
+    wanted = function and all(files) and (not all(hashes) or hashes[0] != hashes[1])
+    if all(hashes) and not wanted:
+        return [(hashes[0], hashes[1])], None
     from suite.backbone import Backbone
 
     read = load or Backbone.load
-    networks = [read(side.weights) if side.weights else None for side in sides]
-    hashes = [record or (net.sha256() if net else "") for record, net in zip(records, networks, strict=True)]
-    a, b = networks
+    a, b = (read(file) if file else None for file in files)
+    hashes = [hash_ or (net.sha256() if net else "") for hash_, net in zip(hashes, (a, b), strict=True)]
     both = (a, b) if function and a is not None and b is not None and hashes[0] != hashes[1] else None
-    return (hashes[0], hashes[1]), both
+    return [(hashes[0], hashes[1])], both
 
 
-def _bytes(base: str, head: str) -> Row:
-    same = base == head
-    note = f"sha256 {head[:12]}" if same else f"sha256 {base[:12]} and {head[:12]}"
-    return Row("bytes", "weights", "same" if same else "differs", note=note)
+def _bytes(hashes: Sequence[tuple[str, str]]) -> Row:
+    same = sum(a == b for a, b in hashes)
+    word: Word = "same" if same == len(hashes) else "differs"
+    if len(hashes) > 1:
+        return Row("bytes", "weights", word, note=f"{same} of {len(hashes)} runs have the same")
+    ((a, b),) = hashes
+    return Row("bytes", "weights", word, note=f"sha256 {b[:12]}" if same else f"sha256 {a[:12]} and {b[:12]}")
 
 
-def _side_length(sides: tuple[Side, Side]) -> int | None:
-    sizes = [side.record.config.get("size") for side in sides if side.record]
-    return int(sizes[0]) if sizes and sizes[0] else None
+def _side_length(found: Sequence[Match]) -> int | None:
+    size = found[0].base[0].record.config.get("size") if found else None
+    return int(size) if size else None
 
 
 def _function(base: Backbone, head: Backbone, size: int | None, seed: int, images: int = 16) -> Row:
@@ -154,90 +161,3 @@ def _function(base: Backbone, head: Backbone, size: int | None, seed: int, image
     cosine = float(torch.cosine_similarity(a, b, dim=1).mean())
     note = f"relative difference {mean:.2g} on average, {largest:.2g} at most; cosine {cosine:.6f}"
     return Row("function", "features", "same" if largest < 1e-5 else "differs", note=note)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """When a difference counts."""
-
-    tolerance: float
-    alpha: float
-    resamples: int
-    seed: int
-
-
-def _scores(sides: tuple[Side, Side], bench: Sequence[str], evaluators: Mapping[str, Evaluator], rule: Rule) -> list[Row]:
-    base, head = (side.record.results if side.record else {} for side in sides)
-    if not all(side.record for side in sides):
-        if bench:
-            raise UsageError(f"bench {', '.join(bench)}: a plain weights file has no results; evaluate it first")
-        return []
-    known = {key for results in (base, head) for key in results}
-    for name in bench:
-        if not any(key == name or key.split(".")[0] == name for key in known):
-            raise unknown("benchmark in these records", name, known)
-    wanted = [key for key in sorted(known) if not bench or key in bench or key.split(".")[0] in bench]
-    rows = [_score(key, sides, base.get(key), head.get(key), evaluators, rule) for key in wanted]
-    if rows and not any(row.difference is not None or row.verdict == "worse" for row in rows) and bench:
-        raise UsageError(f"{sides[0].name} and {sides[1].name} have no score in common for {', '.join(bench)}")
-    return rows
-
-
-def _score(
-    key: str, sides: tuple[Side, Side], base: Result | None, head: Result | None,
-    evaluators: Mapping[str, Evaluator], rule: Rule,
-) -> Row:  # fmt: skip
-    problem = _problem(key, base, head)
-    if problem is not None or base is None or head is None:
-        return problem or Row("score", key, "inconclusive")
-    arrays = [side.predictions(result) for side, result in zip(sides, (base, head), strict=True)]
-    metric, higher = _headline(base, head, evaluators)
-    what = f"{key}/{metric}"
-    if arrays[0] is None or arrays[1] is None:
-        return _unpaired(what, base.metrics[metric], head.metrics[metric], higher, rule)
-    from suite import paired
-
-    kind, found = paired.bootstrap(what, arrays[0], arrays[1], rule.alpha, rule.resamples, rule.seed)
-    word = judge(found.difference, found.low, found.high, rule.tolerance, higher)
-    return Row(
-        "score", what, word, found.base, found.head, found.difference, found.low, found.high, found.samples,
-        needed(found.low, found.high, found.samples, rule.tolerance) if word == "inconclusive" else 0,
-        f"paired over {found.samples:,} images ({kind})",
-    )  # fmt: skip
-
-
-def _problem(key: str, base: Result | None, head: Result | None) -> Row | None:
-    """The row when the two results cannot be compared."""
-    if base is None or head is None:
-        return Row("score", key, "inconclusive", note=f"not run on {'base' if base is None else 'head'}")
-    if base.status != "ok":
-        return Row("score", key, "inconclusive", note=f"{base.status} on base: {base.why}")
-    if head.status == "failed":
-        return Row("score", key, "worse", note=f"failed on head: {head.why}")
-    if head.status != "ok":
-        return Row("score", key, "inconclusive", note=f"{head.status} on head: {head.why}")
-    for name in ("version", "config", "data"):
-        if getattr(base, name) != getattr(head, name):
-            return Row("score", key, "inconclusive", note=f"measured with another {name}; evaluate both anew")
-    return None
-
-
-FALLBACK = ("top1", "ap50", "map", "miou")
-"""Headlines to look for when an evaluator is not known here."""
-
-
-def _headline(base: Result, head: Result, evaluators: Mapping[str, Evaluator]) -> tuple[str, bool]:
-    shared = [name for name in base.metrics if name in head.metrics]
-    known = evaluators.get(base.evaluator)
-    if known is not None and known.metrics[0].name in shared:
-        return known.metrics[0].name, known.metrics[0].higher_is_better
-    found = [name for name in (*FALLBACK, *sorted(shared)) if name in shared]
-    if not found:
-        raise UsageError(f"{base.evaluator}: the two results share no metric")
-    return found[0], True
-
-
-def _unpaired(what: str, base: float, head: float, higher: bool, rule: Rule) -> Row:
-    gain = (head - base) * (1 if higher else -1)
-    word: Word = "worse" if gain < -rule.tolerance else "better" if gain > rule.tolerance else "same"
-    return Row("score", what, word, base, head, head - base, note="no predictions on both sides: the difference alone")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from suite import config as configs
+from suite import stats
 from suite.backbone import Backbone
 from suite.bench import Bench, Place
 from suite.data import Sources
@@ -147,8 +148,11 @@ def _measure(wanted: Order, bench: Bench, run: Run, debug: bool) -> Result:
             raise
         text = str(error) if isinstance(error, SuiteError) else f"{type(error).__name__}: {error}"
         return replace(result, status="failed", why=(text.splitlines() or [""])[0], seconds=time.monotonic() - began)
+    headline = evaluator.metrics[0].name
+    noise, samples = (None, 0) if bench.arrays is None else stats.headline_interval(bench.arrays, float(metrics[headline]))
     return replace(
         result, status="ok", why="", metrics={name: float(value) for name, value in metrics.items()},
+        intervals={} if noise is None else {headline: list(noise)}, samples=samples,
         selected=bench.selected, data=bench.fingerprints, seconds=time.monotonic() - began,
         predictions=f"{result.key}.npz" if bench.arrays is not None else "",
         artifacts={name: f"{result.key}.{name}.npz" for name in bench.artifacts},

@@ -1,105 +1,142 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paired bootstrap: how far the difference of two scores on the same images can be trusted."""
+"""Two sides on the same images, with one seed each or several: how far the difference of their scores can be trusted.
+
+Seeds: Welch, Biometrika 34, 1947, with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946). Why seeds must
+count: Bouthillier et al., Accounting for Variance in Machine Learning Benchmarks, MLSys 2021.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
-from suite import metrics
-from suite.errors import UsageError
-
-Arrays = Mapping[str, NDArray[Any]]
-
-CELLS = 4_000_000
-"""Numbers that a chunk of resamples may hold at once."""
+from suite import metrics, stats
+from suite.stats import Arrays
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two scores in percent, head - base, and the percentile interval of that."""
+    """Two scores, head - base, how sure that is, and the one-sided p-values of both directions."""
 
     base: float
     head: float
     difference: float
     low: float
     high: float
-    samples: int
+    "Ends of the interval that misses the true difference with chance `alpha` on either side."
+    lower: float = 1.0
+    "p-value of `head is in truth not lower`: small means that a drop is real."
+    higher: float = 1.0
+    "p-value of `head is in truth not higher`."
+    samples: int = 0
+    "Images; 0 unknown."
+    image_error: float = 0.0
+    "Standard error from the choice of images."
+    seed_error: float = 0.0
+    "Standard error from the choice of seeds; 0 when either side has only one."
+    seeds: tuple[int, int] = (1, 1)
 
 
-def bootstrap(
-    what: str, base: Arrays, head: Arrays, alpha: float = 0.05, resamples: int = 2000, seed: int = 0
+def measure(
+    what: str,
+    base: Sequence[Arrays],
+    head: Sequence[Arrays],
+    *,
+    alpha: float = 0.05,
+    resamples: int = 2000,
+    seed: int = 0,
+    matched: bool = False,
 ) -> tuple[str, Difference]:
-    """Percentile interval of the difference of two headlines, resampling images for both sides alike.
+    """The difference of two sides from their per-image predictions.
 
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. For top-1 the resampled difference
-    depends only on how many images each side alone got right, and these counts are multinomial: they are drawn
-    directly.
+    One seed a side: the percentile interval of the paired bootstrap over images, and for top-1 the exact test of
+    McNemar. Two or more seeds on both sides: the seeds' spread counts too, in a t interval.
 
     Args:
         what: name for error messages.
-        base: prediction arrays, see `suite.metrics.PREDICTIONS`.
-        head: prediction arrays on the same images in the same order.
-        alpha: 1 - coverage.
-        resamples: how many.
+        base: predictions of every seed of base.
+        head: of head, on the same images in the same order.
+        alpha: chance of an error on one side of the interval.
+        resamples: bootstrap resamples.
         seed: of the drawing.
+        matched: whether the seeds of both sides belong together one by one (the same runs, measured twice).
 
     Returns:
-        The kind of predictions and the difference.
+        The kind of predictions and the difference in percent.
 
     Raises:
         UsageError: unknown or unequal kinds, or different images.
     """
-    kind = metrics.kind_of(base)
-    if kind is None or kind != metrics.kind_of(head):
-        raise UsageError(f"{what}: the stored predictions are of no common kind (valid: {', '.join(metrics.PREDICTIONS)})")
-    check_pairs(what, kind, base, head)
-    n = metrics.samples(kind, base)
-    a, b = metrics.headline(kind, base), metrics.headline(kind, head)
-    rng = np.random.default_rng(seed)
-    top1 = kind == "top1"
-    drawn = _top1(base, head, resamples, rng) if top1 else _counted(kind, base, head, resamples, rng)
-    low, high = np.nanquantile(drawn, [alpha / 2, 1 - alpha / 2]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    return kind, Difference(a, b, b - a, float(low), float(high), n)
+    sides = [*base, *head]
+    kind = stats.kind_of_all(sides, what)
+    stats.check_alike(what, kind, sides)
+    n, seeds = metrics.samples(kind, sides[0]), (len(base), len(head))
+    scores = np.array([metrics.headline(kind, side) for side in sides])
+    drawn = stats.draws(kind, sides, resamples, seed)  # S×R
+    gap = drawn[seeds[0] :].mean(axis=0) - drawn[: seeds[0]].mean(axis=0)
+    if min(seeds) > 1:
+        error = float(np.nanstd(gap, ddof=1)) if np.isfinite(gap).sum() > 1 else float("nan")
+        return kind, over_seeds(scores[: seeds[0]], scores[seeds[0] :], error, alpha=alpha, samples=n, matched=matched)
+    a, b = float(scores[: seeds[0]].mean()), float(scores[seeds[0] :].mean())
+    lower, higher = stats.tail(gap), stats.tail(-gap)
+    if kind == "top1" and seeds == (1, 1):
+        lost, gained = stats.discordant(*sides)
+        lower, higher = stats.mcnemar(lost, gained), stats.mcnemar(gained, lost)
+    low, high = stats.percentiles(gap, 2 * alpha)
+    return kind, Difference(a, b, b - a, low, high, lower, higher, n, float(np.nanstd(gap)), 0.0, seeds)
 
 
-def _top1(base: Arrays, head: Arrays, resamples: int, rng: np.random.Generator) -> NDArray[Any]:
-    right_a, right_b = base["pred"] == base["label"], head["pred"] == head["label"]
-    n = len(right_a)
-    gained, lost = int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
-    counts = rng.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], size=resamples)  # R×3
-    return 100 * (counts[:, 0] - counts[:, 1]) / n
+def over_seeds(
+    base: Sequence[float] | NDArray[np.float64],
+    head: Sequence[float] | NDArray[np.float64],
+    image_error: float,
+    *,
+    alpha: float = 0.05,
+    samples: int = 0,
+    matched: bool = False,
+) -> Difference:
+    """The difference of two sides' means over seeds, by a t interval.
 
+    The variance is that of the seeds' scores (Welch's, or of the pairs' differences when `matched`) plus that of the
+    choice of images. The seeds' scores already contain part of the latter: the interval is rather too wide.
 
-def _counted(kind: str, base: Arrays, head: Arrays, resamples: int, rng: np.random.Generator) -> NDArray[Any]:
-    n = metrics.samples(kind, base)
-    rows = max(len(arrays[metrics.PREDICTIONS[kind][0]]) for arrays in (base, head))
-    chunk = max(1, min(resamples, CELLS // max(n, rows)))
-    differences = []
-    for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=size)  # R×N
-        differences.append(metrics.resampled(kind, head, counts) - metrics.resampled(kind, base, counts))
-    return np.concatenate(differences)
-
-
-def check_pairs(what: str, kind: str, base: Arrays, head: Arrays) -> None:
-    """Both sides must have been scored against the same ground truth, image by image.
-
-    Raises:
-        UsageError: naming what differs.
+    Args:
+        base: one score per seed.
+        head: one score per seed.
+        image_error: standard error of the difference from the choice of images.
+        alpha: chance of an error on one side of the interval.
+        samples: images behind the scores.
+        matched: whether the seeds belong together one by one.
     """
-    truth = {"top1": "label", "map": "targets", "miou": "confusion", "detection": "n_gt"}[kind]
-    a, b = base[truth], head[truth]
-    if len(a) != len(b):
-        raise UsageError(f"{what}: {len(a)} test images against {len(b)}; a paired comparison needs the same images")
-    if not len(a):
-        raise UsageError(f"{what}: the stored predictions hold no image")
-    if kind == "miou":  # pixels per true class and image, whatever was predicted
-        a, b = a.sum(axis=2, dtype=np.int64), b.sum(axis=2, dtype=np.int64)
-    if a.shape != b.shape or not np.array_equal(a, b):
-        raise UsageError(f"{what}: the true labels differ; a paired comparison needs the same images in the same order")
+    a, b = np.asarray(base, np.float64), np.asarray(head, np.float64)
+    parts = [(b - a)] if matched else [a, b]
+    several = min(len(a), len(b)) > 1
+    variances = [float(np.var(part, ddof=1)) / len(part) for part in parts] if several else []
+    terms = [(v, len(part) - 1) for v, part in zip(variances, parts, strict=False)]
+    total = sum(variances) + image_error**2
+    squares = sum(v**2 / freedom for v, freedom in terms)
+    freedom = total**2 / squares if squares > 0 else np.inf
+    gap, error = float(b.mean() - a.mean()), float(np.sqrt(total))
+    half = _t_quantile(1 - alpha, freedom) * error
+    lower, higher = (_t_below(sign * gap, error, freedom) for sign in (1, -1))
+    seeds = (len(a), len(b))
+    return Difference(
+        float(a.mean()), float(b.mean()), gap, gap - half, gap + half, lower, higher, samples, image_error,
+        float(np.sqrt(sum(variances))), seeds,
+    )  # fmt: skip
+
+
+def _t_quantile(level: float, freedom: float) -> float:
+    return float(special.ndtri(level) if np.isinf(freedom) else special.stdtrit(freedom, level))
+
+
+def _t_below(gap: float, error: float, freedom: float) -> float:
+    """Chance of a difference as low as this or lower when there is none."""
+    if error == 0:
+        return 0.0 if gap < 0 else 1.0
+    t = gap / error
+    return float(special.ndtr(t) if np.isinf(freedom) else special.stdtr(freedom, t))

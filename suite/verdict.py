@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a comparison found, when a difference counts, and how it is told to people and programs."""
+"""What a comparison found, and when a difference counts."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Word = Literal["same", "better", "worse", "inconclusive", "differs"]
-"""`differs` is for bytes and function, where no direction is better."""
+"""`differs` is for bytes, function and diagnostics, where no direction is better."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Row:
 
     level: Literal["bytes", "function", "score"]
     what: str
-    "`weights`, `features`, or `evaluator/metric`."
+    "`weights`, `features`, or `evaluator/metric`; after a run's name when several runs are compared."
     verdict: Word
     base: float | None = None
     head: float | None = None
@@ -27,11 +26,24 @@ class Row:
     "head - base, in the metric's unit."
     low: float | None = None
     high: float | None = None
-    "Ends of the confidence interval of the difference; None: not paired, so unknown."
+    "Ends of the `1 - 2 alpha` interval of the difference; None: nothing says how noisy the scores are."
+    p: float | None = None
+    "One-sided p-value of the direction that was seen, corrected for all scores of the verdict."
+    lower: float | None = None
+    higher: float | None = None
+    "Uncorrected p-values of `head is not lower` and `head is not higher`."
+    image_error: float = 0.0
+    seed_error: float = 0.0
+    "Standard errors from the choice of images and of seeds."
     samples: int = 0
-    "Images behind a paired comparison."
+    "Images behind the comparison."
+    seeds: int = 1
+    "Seeds on the side that has fewer."
     needed: int = 0
-    "Images at which the interval would be narrow enough to tell, when it is not."
+    "Images with which the verdict would be settled, when it is not."
+    needed_seeds: int = 0
+    "Seeds a side with which it would be."
+    higher_is_better: bool = True
     note: str = ""
 
 
@@ -44,6 +56,8 @@ class Verdict:
     rows: Sequence[Row]
     tolerance: float
     alpha: float
+    notes: Sequence[str] = ()
+    "What was not compared, and why."
 
     @property
     def regressed(self) -> bool:
@@ -52,58 +66,90 @@ class Verdict:
 
     def json(self) -> str:
         """The verdict as stable JSON."""
-        raw = {**asdict(self), "regressed": self.regressed}
-        return json.dumps(raw, indent=2, ensure_ascii=False, default=list) + "\n"
+        from suite import verdict_forms
+
+        return verdict_forms.json_text(self)
 
     def markdown(self) -> str:
         """The verdict as a comment for a pull request."""
-        from suite.markup import markdown_text as plain
+        from suite import verdict_forms
 
-        lines = [
-            f"### {'Regression' if self.regressed else 'No regression'}: {plain(self.head)} against {plain(self.base)}",
-            "",
-            f"| | base | head | difference | {100 * (1 - self.alpha):g} % interval | verdict |",
-            "| --- | ---: | ---: | ---: | :---: | --- |",
-        ]
-        for row in self.rows:
-            interval = "" if row.low is None or row.high is None else f"{_signed(row.low)} … {_signed(row.high)}"
-            verdict = f"**{row.verdict}**" if row.verdict == "worse" else row.verdict
-            more = f"; about {row.needed:,} images would tell" if row.needed else ""
-            note = f" ({plain(row.note + more)})" if row.note else ""
-            cells = [plain(row.what), _number(row.base), _number(row.head), _signed(row.difference), interval]
-            lines.append("| " + " | ".join([*cells, verdict + note]) + " |")
-        lines += [
-            "",
-            f"Worse: a drop of more than {self.tolerance:g} points whose interval excludes 0. Same: the interval rules "
-            "out such a drop. Intervals: paired bootstrap over the test images.",
-        ]
-        return "\n".join(lines) + "\n"
+        return verdict_forms.markdown(self)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def judge(rows: Sequence[Row], tolerance: float, alpha: float) -> list[Row]:
+    """Verdicts on measured scores, all at once, so that more scores do not mean more false alarms.
+
+    Worse: the drop is real, by a one-sided test at `alpha` with Holm's correction over all scores, and is not shown to
+    be within the tolerance. Better: a gain in the same way. Same: shown to be no drop beyond the tolerance. Else
+    inconclusive. When nothing differs in truth, the chance that any score is called worse is at most `alpha`.
+
+    Args:
+        rows: scores; those with p-values are judged, the others pass through.
+        tolerance: drop in points that does not matter.
+        alpha: chance of failing without a true difference.
+    """
+    from suite import stats
+
+    at = [i for i, row in enumerate(rows) if row.lower is not None and row.higher is not None]
+    worse, better = (stats.holm([_directed(rows[i])[way] for i in at]) for way in (0, 1))
+    out = list(rows)
+    for i, p_worse, p_better in zip(at, worse, better, strict=True):
+        word = _word(rows[i], float(p_worse), float(p_better), tolerance, alpha)
+        settled = _needed(rows[i], tolerance, alpha, len(at)) if word == "inconclusive" else (0, 0)
+        dropped = (rows[i].difference or 0.0) * (1 if rows[i].higher_is_better else -1) < 0
+        out[i] = replace(
+            rows[i], verdict=word, p=float(p_worse if dropped else p_better), needed=settled[0], needed_seeds=settled[1]
+        )
+    return out
 
 
-def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.2f}".replace("-", "−")
+def _directed(row: Row) -> tuple[float, float]:
+    """p-values of worse and of better."""
+    lower, higher = row.lower or 0.0, row.higher or 0.0
+    return (lower, higher) if row.higher_is_better else (higher, lower)
 
 
-def judge(difference: float, low: float, high: float, tolerance: float, higher: bool = True) -> Word:
-    """The verdict on a difference (head - base) and its confidence interval."""
-    if not higher:
-        difference, low, high = -difference, -high, -low
-    if math.isnan(difference):
+def _gain(row: Row) -> tuple[float, float, float]:
+    """Difference and both ends of its interval, upwards for better."""
+    gap, low, high = (math.nan if value is None else value for value in (row.difference, row.low, row.high))
+    return (gap, low, high) if row.higher_is_better else (-gap, -high, -low)
+
+
+def _word(row: Row, p_worse: float, p_better: float, tolerance: float, alpha: float) -> Word:
+    gap, low, high = _gain(row)
+    if math.isnan(gap) or math.isnan(low) or math.isnan(high):
         return "inconclusive"
-    if high < 0 and difference < -tolerance:
+    if p_worse <= alpha and low < -tolerance:
         return "worse"
-    if low > 0 and difference > tolerance:
+    if p_better <= alpha and high > tolerance:
         return "better"
     return "same" if low >= -tolerance else "inconclusive"
 
 
-def needed(low: float, high: float, samples: int, tolerance: float) -> int:
-    """Images at which the interval of a vanishing difference would just fit into the tolerance."""
-    half = (high - low) / 2
-    if tolerance == 0 or not math.isfinite(half):
-        return 0
-    return math.ceil(samples * (half / tolerance) ** 2)
+POWER = 0.8
+"""Chance of a settled verdict with the number of images or seeds that is named."""
+MOST = 1000.0
+"""How much smaller an error may have to become before naming a number is of no use to anybody."""
+
+
+def _needed(row: Row, tolerance: float, alpha: float, comparisons: int) -> tuple[int, int]:
+    """Images, or seeds a side, that would settle the verdict if the difference stays what it is; 0: cannot be told.
+
+    The verdict becomes `same` once the interval's half-width is below the distance to the tolerance, or `worse` once
+    it is below the drop itself, whichever takes less.
+    """
+    from scipy import special
+
+    gap, *_ = _gain(row)
+    if not math.isfinite(gap):
+        return 0, 0
+    spare = float(special.ndtri(POWER))
+    ways = [(gap + tolerance, alpha), (-gap, alpha / comparisons)]
+    errors = [room / (float(special.ndtri(1 - level)) + spare) for room, level in ways if room > 0]
+    wanted, images, seeds = max(errors, default=0.0), row.image_error, row.seed_error
+    if wanted * MOST < math.hypot(images, seeds):  # a difference of next to nothing against no tolerance
+        return 0, 0
+    if seeds > 0 and wanted > images:
+        return 0, math.ceil(row.seeds * seeds**2 / (wanted**2 - images**2))
+    return math.ceil(row.samples * (images / wanted) ** 2), 0

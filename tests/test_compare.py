@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate: verdicts, intervals with the coverage they claim, and inputs of every kind."""
+"""The gate: verdicts, error rates, seeds, and what cannot be compared."""
 
 from __future__ import annotations
 
@@ -8,49 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from suite import metrics, paired
-from suite.compare import compare, judge
+from suite import paired
+from suite.compare import compare
 from suite.errors import UsageError
 from suite.record import to_json
-from suite.store import Run, arrays_to_bytes
+from suite.verdict import Row, judge
+from tests.bench.gate import World, simulate
+from tests.prediction_samples import N, answers, detector, make_run, multilabel, planted, scores, segmentation
 from tests.report_samples import EVALUATORS, record, result
-
-N = 2000
-
-
-def answers(right, seed=0, classes=10):
-    """Labels, and predictions that are right where `right` says."""
-    label = np.random.default_rng(seed).integers(0, classes, len(right))
-    return {"label": label, "pred": np.where(right, label, (label + 1) % classes)}
-
-
-def make_run(root, arrays, name="linear", run_id="a", **more):
-    """A run folder with one result and its predictions (None: none stored)."""
-    made = replace(record("mocov2", results=[]), id=run_id)
-    run = Run(root / run_id)
-    run.save(replace(made, weights=replace(made.weights, sha256=run_id * 8)))
-    metric = {"top1": "top1", "map": "map", "miou": "miou", "detection": "ap50"}
-    value = 50.0 if arrays is None else metrics.headline(metrics.kind_of(arrays), arrays)
-    key = "top1" if arrays is None else metric[metrics.kind_of(arrays)]
-    one = result(name, run_id * 8, {key: value} | more.pop("metrics", {}), **more)
-    one = replace(one, predictions=f"{one.key}.npz" if arrays is not None else "")
-    run.save_result(one, None if arrays is None else {one.predictions: arrays_to_bytes(arrays)})
-    return run.path
-
-
-def scores(verdict):
-    return [row for row in verdict.rows if row.level == "score"]
-
-
-def planted(drop=0, flips=0):
-    """Head predictions: `drop` images lost, and `flips` more exchanged evenly."""
-    base = np.random.default_rng(1).random(N) < 0.7
-    head = base.copy()
-    good, bad = np.flatnonzero(base), np.flatnonzero(~base)
-    head[good[: drop + flips]] = False
-    head[bad[:flips]] = True
-    return answers(base), answers(head)
 
 
 @pytest.mark.parametrize(
@@ -75,85 +43,111 @@ def test_a_gain_is_better_and_swapping_sides_swaps_the_verdict(tmp_path):
     assert not verdict.regressed
 
 
+def row(difference, half, error=None, higher=True):
+    """A score whose interval is this wide, with the p-values of a normal difference."""
+    from scipy.stats import norm
+
+    error = half / norm.ppf(0.95) if error is None else error
+    return Row(
+        "score", "x", "inconclusive", 0, difference, difference, difference - half, difference + half,
+        lower=norm.cdf(difference / error), higher=norm.cdf(-difference / error), image_error=error, samples=1000,
+        higher_is_better=higher,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "difference, low, high, higher, word",
+    "difference, half, higher, word",
     [
-        (-1.0, -1.5, -0.5, True, "worse"),
-        (-1.0, -1.5, -0.5, False, "better"),
-        (-0.3, -0.4, -0.2, True, "same"),
-        (-0.4, -0.7, -0.1, True, "inconclusive"),
-        (0.1, -0.9, 1.1, True, "inconclusive"),
-        (0.4, -0.3, 1.1, True, "same"),
-        (float("nan"), float("nan"), float("nan"), True, "inconclusive"),
+        (-1.0, 0.5, True, "worse"),
+        (-1.0, 0.5, False, "better"),
+        (-0.3, 0.1, True, "same"),  # a real drop, and one that does not matter
+        (-0.4, 0.3, True, "worse"),  # a real drop that may matter
+        (-0.4, 0.5, True, "inconclusive"),
+        (0.1, 1.0, True, "inconclusive"),
+        (0.4, 0.7, True, "same"),
+        (float("nan"), float("nan"), True, "inconclusive"),
     ],
 )
-def test_rule(difference, low, high, higher, word):
-    assert judge(difference, low, high, 0.5, higher) == word
+def test_rule(difference, half, higher, word):
+    assert judge([row(difference, half, higher=higher)], 0.5, 0.05)[0].verdict == word
 
 
-def test_top1_counts_are_the_bootstrap_of_listed_images():
-    a, b = planted(drop=30, flips=60)
-    _, found = paired.bootstrap("x", a, b, resamples=4000)
-    rng = np.random.default_rng(0)
-    listed = []
-    for _ in range(1500):
-        drawn = rng.integers(0, N, N)
-        listed.append(metrics.headline("top1", b, drawn) - metrics.headline("top1", a, drawn))
-    assert [found.low, found.high] == pytest.approx(np.quantile(listed, [0.025, 0.975]), abs=0.15)
+def test_more_scores_need_a_clearer_drop():
+    drop, nothing = row(-1.0, 0.9), row(0.0, 0.9)
+    assert judge([drop], 0.5, 0.05)[0].verdict == "worse"
+    assert judge([drop] + [nothing] * 9, 0.5, 0.05)[0].verdict == "inconclusive"
+    clear = judge([row(-1.0, 0.4)] + [nothing] * 9, 0.5, 0.05)[0]
+    assert clear.verdict == "worse" and clear.p == pytest.approx(10 * clear.lower)
+    passed = Row("score", "y", "worse", note="failed on head: no memory")
+    assert judge([passed, drop], 0.5, 0.05)[0] == passed
+
+
+ROWS = st.lists(st.tuples(st.floats(-3, 3), st.floats(0.01, 2)), min_size=1, max_size=6)
+
+
+@settings(deadline=None)
+@given(ROWS, st.floats(0, 1), st.sampled_from([0.01, 0.05]))
+def test_better_is_worse_with_the_sides_swapped(found, tolerance, alpha):
+    from scipy.stats import norm
+
+    halves = [(gap, error * norm.ppf(1 - alpha), error) for gap, error in found]
+    forth = judge([row(gap, half, error) for gap, half, error in halves], tolerance, alpha)
+    back = judge([row(-gap, half, error) for gap, half, error in halves], tolerance, alpha)
+    turned = judge([row(-gap, half, error, higher=False) for gap, half, error in halves], tolerance, alpha)
+    swap = {"better": "worse", "worse": "better"}
+    for a, b, c in zip(forth, back, turned, strict=True):
+        assert swap.get(a.verdict) == b.verdict if a.verdict in swap else b.verdict not in swap
+        assert c.verdict == a.verdict and c.p == pytest.approx(a.p)
+
+
+@settings(deadline=None)
+@given(ROWS, st.floats(0.01, 1))
+def test_the_number_of_images_named_settles_the_verdict_four_times_in_five(found, tolerance):
+    """With that many images the difference exceeds its bound in 80 % of repetitions, by the normal distribution."""
+    from scipy.stats import norm
+
+    for judged in judge([row(gap, error * norm.ppf(0.95), error) for gap, error in found], tolerance, 0.05):
+        if judged.needed:
+            error = judged.image_error * (1000 / judged.needed) ** 0.5
+            same = norm.cdf((judged.difference + tolerance) / error - norm.ppf(0.95))
+            worse = norm.cdf(-judged.difference / error - norm.ppf(1 - 0.05 / len(found)))
+            assert max(same, worse) == pytest.approx(0.8, abs=0.03)
+        else:
+            assert judged.verdict != "inconclusive" or abs(judged.difference) < 0.01
 
 
 def test_interval_covers_the_true_difference_as_often_as_it_says():
-    rng, covered, trials = np.random.default_rng(5), 0, 400
+    rng, missed, trials = np.random.default_rng(5), np.zeros(2), 600
     for trial in range(trials):
         u = rng.random(600)
         a, b = u < 0.70, (u < 0.66) | (u > 0.97)  # truth: 70 and 69, paired
-        _, found = paired.bootstrap("x", answers(a), answers(b), resamples=500, seed=trial)
-        covered += found.low <= -1.0 <= found.high
-    assert 0.92 <= covered / trials <= 0.98
+        _, found = paired.measure("x", [answers(a)], [answers(b)], resamples=500, seed=trial)
+        missed += found.low > -1.0, found.high < -1.0
+    assert (missed / trials <= 0.05 + 0.025).all() and (missed / trials >= 0.05 - 0.025).all()
 
 
-def test_no_true_difference_fails_rarely_and_a_true_drop_is_caught():
-    rng, false_alarms, caught, trials = np.random.default_rng(6), 0, 0, 200
-    for trial in range(trials):
-        u = rng.random(10_000)
-        base = u < 0.7
-        for lost, bucket in ((0.02, "none"), (0.03, "drop")):
-            head = (u < 0.7 - lost) | (u > 0.98)
-            _, found = paired.bootstrap("x", answers(base), answers(head), resamples=400, seed=trial)
-            worse = judge(found.difference, found.low, found.high, 0.5) == "worse"
-            false_alarms += worse and bucket == "none"
-            caught += worse and bucket == "drop"
-    assert false_alarms / trials <= 0.05
-    assert caught / trials >= 0.95
+@pytest.mark.parametrize(
+    "world",
+    [
+        World("independent errors", 500),
+        World("few changes", 10_000, disagreement=0.02),
+        World("six scores", 500, disagreement=0.1, scores=6),
+        World("mAP", 100, kind="map"),
+        World("mIoU", 60, kind="miou"),
+        World("seeds", 500, disagreement=0.1, seeds=3, spread=1.0),
+    ],
+    ids=lambda world: world.what,
+)
+def test_no_true_difference_fails_at_most_alpha_of_the_time(world):
+    pairs = 250 if world.kind == "top1" else 60
+    assert simulate(world, pairs).rate <= 0.05 + 2.5 * (0.05 * 0.95 / pairs) ** 0.5
 
 
-def segmentation(quality, seed=0, n=60, classes=4):
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(5, 60, (n, classes))
-    hit = (pixels * quality).astype(int)
-    confusion = np.zeros((n, classes, classes), np.int32)
-    for c in range(classes):
-        confusion[:, c, c] = hit[:, c]
-        confusion[:, c, (c + 1) % classes] = pixels[:, c] - hit[:, c]
-    return {"confusion": confusion}
-
-
-def multilabel(noise, seed=0, n=300, classes=5):
-    rng = np.random.default_rng(seed)
-    targets = rng.choice([-1, 1], (n, classes)).astype(np.int8)
-    return {"targets": targets, "scores": (targets + rng.normal(size=(n, classes)) * noise).astype(np.float32)}
-
-
-def detector(recall, seed=0, n=80):
-    rng = np.random.default_rng(seed)
-    n_gt = rng.integers(1, 4, (n, 2))
-    image = np.repeat(np.arange(n), 6)
-    cls = np.tile([0, 0, 0, 1, 1, 1], n)
-    slot = np.tile([0, 1, 2, 0, 1, 2], n)
-    draw = rng.random(len(image))
-    tp = (slot < n_gt[image, cls]) & (draw < recall)
-    score = np.where(tp, 0.5, 0.2) + 0.3 * rng.random(len(image))
-    return {"image": image, "cls": cls, "score": score, "tp": tp, "ignored": np.zeros_like(tp), "n_gt": n_gt}
+@pytest.mark.parametrize("disagreement, scores", [(0.02, 1), (0.08, 1), (0.05, 4)])
+def test_a_point_lost_on_10_000_images_is_caught(disagreement, scores):
+    found = simulate(World("drop", 10_000, disagreement=disagreement, drop=1.0, scores=scores), 150)
+    assert found.rate >= 0.95 - 2.5 * (0.05 * 0.95 / 150) ** 0.5
+    assert found.words["worse"] == found.failed  # and it is the score that dropped which is named
 
 
 @pytest.mark.parametrize(
@@ -182,16 +176,67 @@ def test_other_images_are_refused(tmp_path):
         compare(base, make_run(tmp_path, shorter, run_id="c"), function=False)
 
 
-def test_records_without_predictions_are_judged_by_the_difference(tmp_path):
+def written(path, *records):
+    """Records as the files that are published."""
+    path.mkdir(exist_ok=True)
+    for one in records:
+        (path / f"{one.id}.json").write_text(to_json(one))
+    return path
+
+
+def single(name, level, seed=0, half=None, **more):
+    """A record with one result, with an interval of this half-width."""
+    noise = {} if half is None else {"intervals": {"top1": [level - half, level + half]}, "samples": 1000}
+    return record(name, seed, results=[result("linear", f"{name}{seed}", {"top1": level}, **noise)], **more)
+
+
+def test_records_without_predictions_are_judged_by_their_intervals(tmp_path):
+    base = written(tmp_path / "a", single("mocov2", 60.0, half=1.0)) / "mocov2-digits-0.json"
+    head = written(tmp_path / "b", single("simclr", 57.0, half=1.0)) / "simclr-digits-0.json"
+    (found,) = scores(compare(base, head, evaluators=EVALUATORS))
+    error = 2**0.5 / 1.959964
+    assert found.verdict == "worse" and "not paired" in found.note and found.samples == 1000
+    assert [found.low, found.high] == pytest.approx([-3 - 1.645 * error, -3 + 1.645 * error], abs=0.01)
+    assert scores(compare(base, head, tolerance=5))[0].verdict == "same"
+
+
+def test_a_difference_of_which_nothing_says_how_noisy_it_is_fails_nobody(tmp_path):
     base, head = record("mocov2", level=60.0), record("mocov2", seed=1, level=58.0)
     for name, one in (("a", base), ("b", head)):
         (tmp_path / f"{name}.json").write_text(to_json(one))
     verdict = compare(tmp_path / "a.json", tmp_path / "b.json", evaluators=EVALUATORS)
     by = {row.what: row for row in scores(verdict)}
-    assert by["linear/top1"].verdict == "worse"
-    assert by["linear/top1"].low is None
+    assert by["linear/top1"].verdict == "inconclusive" and "may be noise" in by["linear/top1"].note
+    assert by["linear/top1"].difference == pytest.approx(-1.2) and by["linear/top1"].low is None
     assert by["detection"].note == "skipped on base: mmdet is not installed"
-    assert compare(tmp_path / "a.json", tmp_path / "b.json", tolerance=5, bench=["linear"]).regressed is False
+    assert not verdict.regressed
+
+
+def test_seeds_of_both_sides_are_used(tmp_path):
+    for seed, level in enumerate((60.0, 60.4, 59.9)):
+        written(tmp_path / "a", single("mocov2", level, seed, digest="one"))
+        written(tmp_path / "b", single("simclr", level - 3, seed, digest="two"))
+        written(tmp_path / "c", single("simclr", level - 0.1 + 2 * (seed - 1), seed, digest="two"))
+    lists = [",".join(str(path) for path in sorted((tmp_path / name).iterdir())) for name in "abc"]
+    (drop,), (noise,) = (scores(compare(lists[0], lists[i])) for i in (1, 2))
+    assert drop.verdict == "worse" and "from seeds alone, 3 and 3 seeds" in drop.note
+    assert drop.difference == pytest.approx(-3) and drop.seed_error == pytest.approx(0.2160, abs=1e-3)
+    assert noise.verdict == "inconclusive" and noise.needed_seeds > 3 and not noise.needed
+
+
+def test_seeds_with_predictions_count_images_and_seeds(tmp_path):
+    rng, u = np.random.default_rng(0), np.random.default_rng(1).random(N)
+    for seed in range(3):
+        for name, level in (("a", 0.7), ("b", 0.6)):
+            right = u < level + 0.01 * rng.normal()
+            make_run(tmp_path, answers(right), run_id=f"{name}-s{seed}", seed=seed)
+    (found,) = scores(compare("a", "b", store=tmp_path, function=False))
+    assert found.verdict == "worse" and found.note == "paired over 2,000 images (top1), 3 and 3 seeds"
+    assert found.image_error == pytest.approx(100 * (0.1 * 0.9 / N) ** 0.5, rel=0.2) and found.seed_error > 0
+    (one,) = scores(compare("a-s0", "b", store=tmp_path, function=False))
+    assert "1 and 3 seeds; how much seeds differ is not counted" in one.note
+    (same,) = scores(compare("a", "a", store=tmp_path, function=False))
+    assert (same.verdict, same.low, same.high) == ("same", 0, 0)
 
 
 def test_what_cannot_be_compared_says_why(tmp_path):
@@ -201,6 +246,10 @@ def test_what_cannot_be_compared_says_why(tmp_path):
     (row,) = scores(compare(base, newer, function=False))
     assert (row.verdict, row.note) == ("inconclusive", "measured with another version; evaluate both anew")
     failed = make_run(tmp_path, None, run_id="c", status="failed", why="ran out of memory")
+    other = make_run(tmp_path, b, run_id="d", digest="other", data={"digits/test": "c" * 64})
+    assert "other data" in scores(compare(base, other, function=False))[0].note
+    with pytest.raises(UsageError, match="no score in common for linear"):  # a gate that compared nothing may not pass
+        compare(base, other, function=False, bench=["linear"])
     verdict = compare(base, failed, function=False)
     assert verdict.regressed
     assert "ran out of memory" in verdict.markdown()
@@ -210,7 +259,7 @@ def test_markdown_and_json_say_the_same(tmp_path):
     a, b = planted(drop=40)
     verdict = compare(make_run(tmp_path, a), make_run(tmp_path, b, run_id="b"), function=False)
     text, raw = verdict.markdown(), json.loads(verdict.json())
-    assert text.startswith("### Regression: b against a\n")
+    assert text.startswith("### Regression: b against a\n") and "90 % interval" in text
     assert "−2.00" in text and "**worse**" in text
     assert raw["regressed"] is True
     assert raw["rows"][1]["difference"] == pytest.approx(-2.0)
@@ -222,6 +271,7 @@ def test_markdown_and_json_say_the_same(tmp_path):
     [
         ({"base": "nothing-here"}, "is no run id, run folder"),
         ({"alpha": 0.0}, "alpha"),
+        ({"tolerance": float("nan")}, "tolerance"),
         ({"bench": ["lineal"]}, "did you mean 'linear'"),
     ],
 )
@@ -230,6 +280,13 @@ def test_wrong_calls_are_one_line(tmp_path, arguments, message):
     with pytest.raises(UsageError, match=message) as caught:
         compare(**({"base": run, "head": run, "function": False} | arguments))
     assert "\n" not in str(caught.value)
+
+
+def test_diagnostics_are_shown_and_not_judged(tmp_path):
+    evaluators = {"linear": replace(EVALUATORS["linear"], diagnostic=True)}
+    a, b = planted(drop=400)
+    verdict = compare(make_run(tmp_path, a), make_run(tmp_path, b, run_id="b"), function=False, evaluators=evaluators)
+    assert scores(verdict)[0].verdict == "differs" and not verdict.regressed
 
 
 def test_runs_are_found_by_the_start_of_their_id(tmp_path):

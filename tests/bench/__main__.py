@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from suite.data import load
-from tests.bench import evaluations, neighbours, pipelines, svm, training
+from tests.bench import evaluations, gate, neighbours, pipelines, svm, training
 from tests.bench.paired import Effort, Row, table
 
 GROUPS = {
@@ -30,7 +30,10 @@ GROUPS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; the exit code says nothing about speed."""
+    """Measure and print; the exit code says nothing about speed. `gate` as first word: see `tests.bench.gate`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["gate"]:
+        return gate.main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short repetition of everything: does it run?")
     parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS), help="which comparisons")
