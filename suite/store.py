@@ -10,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import io
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,19 +136,24 @@ class Run:
         Raises:
             UsageError: the record is corrupted.
         """
-        path = self.path / RUN
-        return run_from_json(path.read_text(errors="replace"), str(path)) if path.is_file() else None
+        path = f"{self.path}/{RUN}"
+        data = read_record(path)
+        return None if data is None else run_from_json(data, path)
 
     def results(self) -> tuple[dict[str, Result], list[str]]:
         """Results by key, and one line for each file that could not be read."""
         found, problems = {}, []
-        for path in sorted((self.path / RESULTS).glob("*.json")):
+        folder = f"{self.path}/{RESULTS}"
+        for name in json_files(folder):
+            path = f"{folder}/{name}"
             try:
-                result = result_from_json(path.read_text(errors="replace"), str(path))
+                data = read_record(path)
+                result = None if data is None else result_from_json(data, path)
             except UsageError as error:
                 problems.append(str(error))
             else:
-                found[result.key] = result
+                if result is not None:
+                    found[result.key] = result
         return found, problems
 
     def predictions(self, result: Result) -> dict | None:
@@ -157,13 +165,80 @@ class Run:
         return self._arrays(result.artifacts.get(name, ""))
 
     def _arrays(self, file: str) -> dict | None:
-        import numpy as np
+        return read_arrays(self.path / RESULTS, file)
 
-        path = self.path / RESULTS / Path(file).name
-        if not file or not path.is_file():
-            return None
-        with np.load(path, allow_pickle=False) as arrays:
+
+MOST = 64 << 20
+"""Bytes that a record's file may have: more is no record."""
+
+
+def read_record(path: str) -> bytes | None:
+    """Bytes of a record's file, None when there is none.
+
+    Raises:
+        UsageError: unreadable, or far too large.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= MOST:
+                return file.readall()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({os.strerror(error.errno or 0)})") from None
+    raise UsageError(f"{path}: larger than {MOST >> 20} MiB")
+
+
+def read_arrays(folder: Path, file: str) -> dict | None:
+    """Arrays of an .npz file that a record names, None where it is not there; the name cannot lead out of the folder."""
+    import numpy as np
+
+    name = Path(file).name
+    if not file or not safe_part(name) or not (folder / name).is_file():
+        return None
+    try:
+        with np.load(folder / name, allow_pickle=False) as arrays:
             return dict(arrays)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UsageError(f"{folder / name}: not readable as arrays ({type(error).__name__})") from None
+
+
+def safe_part(name: str) -> bool:
+    """Whether a name is that of something directly inside a folder, on any file system."""
+    plain = not any(mark in name for mark in ("/", "\\", "\0"))
+    return plain and name not in ("", ".", "..") and len(name.encode(errors="surrogatepass")) <= 255
+
+
+@contextlib.contextmanager
+def no_collecting() -> Iterator[None]:
+    """Python's collector rests while many objects are made of which none is garbage: its passes cost as much as reading."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def json_files(folder: str) -> list[str]:
+    """Names of the JSON files in a folder, sorted; none where there is no folder."""
+    try:
+        return sorted(name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def read_log(path: Path) -> list[dict]:
+    """Rows of a training log; a line that a crash cut short ends it."""
+    rows: list[dict] = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError):
+            break
+    return rows
 
 
 def arrays_to_bytes(arrays: dict) -> bytes:
@@ -182,7 +257,13 @@ class Store:
     root: Path
 
     def run(self, run_id: str) -> Run:
-        """The folder of a run, existing or not."""
+        """The folder of a run, existing or not.
+
+        Raises:
+            UsageError: the id could lead elsewhere.
+        """
+        if not safe_part(run_id):
+            raise UsageError(f"run id {run_id[:60]!r} cannot be a folder's name")
         return Run(self.root / run_id)
 
     def find(self, run_id: str) -> Run:
@@ -203,43 +284,43 @@ class Store:
         """Ids of every run folder."""
         if not self.root.is_dir():
             return []
-        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        with os.scandir(self.root) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
     def records(self) -> tuple[list[RunRecord], list[str]]:
         """Every finished run with its results, and one line for each file that could not be read."""
-        records, problems = [], []
-        for name in self.names():
-            run = self.run(name)
-            try:
-                record = run.record()
-            except UsageError as error:
-                problems.append(str(error))
-                continue
-            results, bad = run.results()
-            problems += bad
-            if record is not None and record.id != name:
-                problems.append(f"{run.path / RUN}: the record calls itself {record.id!r}")
-            elif record is not None:
-                records.append(with_results(record, results))
+        records: list[RunRecord] = []
+        problems: list[str] = []
+        with no_collecting():
+            for name in self.names():
+                record, bad = self.read(self.run(name))
+                problems += bad
+                if record is not None:
+                    records.append(record)
         return records, problems
+
+    def read(self, run: Run) -> tuple[RunRecord | None, list[str]]:
+        """A run's record with its results; None when it has none, or a broken one."""
+        try:
+            record = run.record()
+        except UsageError as error:
+            return None, [str(error)]
+        results, problems = run.results()
+        if record is not None and record.id != run.id:
+            return None, [*problems, f"{run.path / RUN}: the record calls itself {record.id!r}"]
+        return None if record is None else with_results(record, results), problems
 
     def predictions(self, record: RunRecord, result: Result) -> dict | None:
         """Per-sample arrays of a result of a run here; None when there are none."""
-        return self.run(record.id).predictions(result)
+        return self.run(record.id).predictions(result) if safe_part(record.id) else None
 
     def artifact(self, record: RunRecord, result: Result, name: str) -> dict | None:
         """Arrays that an evaluator left for pages; None when there are none of that name."""
-        return self.run(record.id).artifact(result, name)
+        return self.run(record.id).artifact(result, name) if safe_part(record.id) else None
 
     def log(self, record: RunRecord) -> list[dict]:
         """Rows of the training log; a line that a crash cut short ends it."""
-        path, rows = self.run(record.id).log, []
-        for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+        return read_log(self.run(record.id).log) if safe_part(record.id) else []
 
     def check_space(self, needed: int = 64 << 20) -> None:
         """Refuse to start what could not be written.
