@@ -12,22 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from suite.errors import UsageError
+from suite.reading import json_files, no_collecting, read_arrays, read_log, read_record, safe_part
 from suite.record import Result, RunRecord, run_from_json, sound_from_json, to_json, with_results
 from suite.render import safe_name
 from suite.spec import Archive
-from suite.store import (
-    LOG,
-    RESULTS,
-    Run,
-    Store,
-    json_files,
-    no_collecting,
-    read_arrays,
-    read_log,
-    read_record,
-    safe_part,
-    write_bytes,
-)
+from suite.store import LOG, RESULTS, Run, Store, write_bytes
 
 SMALL, SMALL_LOG = 1 << 20, 256 << 10
 """Bytes of an array file and of a log that are published at most."""

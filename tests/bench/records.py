@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from suite import plugins, render
-from suite.record import Result, RunRecord, to_json
+from suite.record import RunRecord, to_json
 from suite.results import Results, file_name
 from suite.spec import Archive, Document
 from suite.store import RESULTS, RUN, Store
