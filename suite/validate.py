@@ -113,7 +113,8 @@ def _record_problems(record: RunRecord, known: Known, weights: str | None) -> It
         yield f"recipe version {record.recipe_version} is newer than the installed {recipe.version}"
     else:
         extra = [(recipe.name, record.recipe_version, fingerprint) for fingerprint in record.data.values()]
-        yield from _digest_problems(record.digest, record.config, record.preset, recipe.presets, extra, "data is empty")
+        current = record.recipe_version == recipe.version
+        yield from _digest_problems(record, current, recipe.presets, extra, "data is empty")
 
 
 def _result_problems(key: str, result: Result, record: RunRecord, known: Known) -> Iterator[str]:
@@ -134,9 +135,8 @@ def _result_problems(key: str, result: Result, record: RunRecord, known: Known) 
         yield f"the headline metric {evaluator.metrics[0].name!r} is missing"
     declared = {metric.name for metric in evaluator.metrics}
     yield from (f"metric {name[:60]!r} is not declared" for name in result.metrics if name.partition(".")[0] not in declared)
-    yield from _digest_problems(
-        result.digest, result.config, result.preset, evaluator.presets, _identities(result, record), ""
-    )  # fmt: skip
+    current = result.version == evaluator.version
+    yield from _digest_problems(result, current, evaluator.presets, _identities(result, record), "")
 
 
 def _number_problems(result: Result) -> Iterator[str]:
@@ -149,23 +149,23 @@ def _number_problems(result: Result) -> Iterator[str]:
 
 
 def _digest_problems(
-    digest: str, config: Mapping[str, Any], preset: str, presets: Mapping[str, Any], identities: Sequence[tuple], lacking: str
+    stored: RunRecord | Result, current: bool, presets: Mapping[str, Any], identities: Sequence[tuple], lacking: str
 ) -> Iterator[str]:
-    """A digest must come out again from the stored config and one of the identities; without any, `lacking` is said."""
-    if not SHA.fullmatch(digest):
+    """The digest must come out again from the stored config and one of the identities; without any, `lacking` is said.
+
+    A config of the current version must also be one that the plug-in takes.
+    """
+    if not SHA.fullmatch(stored.digest):
         yield "digest is missing or no sha256"
-        return
-    kind = type(presets.get(preset) or next(iter(presets.values())))
-    try:
-        settings = configs.from_dict(kind, config)
-    except UsageError as error:
-        yield f"config: {error}"
-        return
-    if not identities:
-        if lacking:
-            yield lacking
-    elif not any(configs.digest(settings, *identity) == digest for identity in identities):
-        yield f"digest {digest[:12]} does not belong to the stored config, version and data"
+    elif not identities:
+        yield from [lacking] if lacking else []
+    elif not any(configs.digest_of(stored.config, *identity) == stored.digest for identity in identities):
+        yield f"digest {stored.digest[:12]} does not belong to the stored config, version and data"
+    if current:
+        try:
+            configs.from_dict(type(presets.get(stored.preset) or next(iter(presets.values()))), stored.config)
+        except UsageError as error:
+            yield f"config: {error}"
 
 
 def _identities(result: Result, record: RunRecord) -> list[tuple[str, int, str, str]]:
