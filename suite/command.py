@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 RESULTS_FOLDER = Path("reports/results")
 """Where published results lie in a repository."""
+DOCS = (Path("README.md"), Path("docs"))
+"""Where tables between markers are looked for."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def evaluate(
 
 
 def report(
-    runs: Path, pages: Path, check: bool, reporter: Reporter, results: Path | None = None, docs: Sequence[Path] = (),
+    runs: Path, pages: Path, check: bool, reporter: Reporter, results: Path | None = None, docs: Sequence[Path] = DOCS,
     formats: Sequence[str] = (), stamp: bool = False,
 ) -> None:  # fmt: skip
     """Write the pages, or check that they are current.

@@ -153,19 +153,22 @@ def _digest_problems(
 ) -> Iterator[str]:
     """The digest must come out again from the stored config and one of the identities; without any, `lacking` is said.
 
-    A config of the current version must also be one that the plug-in takes.
+    A config of the current version must also be one that the plug-in takes. It counts as stored and as the plug-in reads it,
+    where 5 and 5.0 are one setting; as stored, it survives settings that the plug-in gained since.
     """
+    forms = [dict(stored.config)]
+    try:
+        kind = type(presets.get(stored.preset) or next(iter(presets.values())))
+        forms.append(configs.to_dict(configs.from_dict(kind, stored.config)))
+    except UsageError as error:
+        if current:
+            yield f"config: {error}"
     if not SHA.fullmatch(stored.digest):
         yield "digest is missing or no sha256"
     elif not identities:
         yield from [lacking] if lacking else []
-    elif not any(configs.digest_of(stored.config, *identity) == stored.digest for identity in identities):
+    elif not any(configs.digest_of(form, *identity) == stored.digest for form in forms for identity in identities):
         yield f"digest {stored.digest[:12]} does not belong to the stored config, version and data"
-    if current:
-        try:
-            configs.from_dict(type(presets.get(stored.preset) or next(iter(presets.values()))), stored.config)
-        except UsageError as error:
-            yield f"config: {error}"
 
 
 def _identities(result: Result, record: RunRecord) -> list[tuple[str, int, str, str]]:
