@@ -126,7 +126,8 @@ def _cut(table: Table, region: Region) -> Table:
         titles = [" ".join(column.split()) for column in table.columns]
         at = []
         for name in (part.strip() for part in region.options["columns"].split(",")):
-            hits = [i for i, title in enumerate(titles) if title.casefold().startswith(name.casefold())]
+            exact = [i for i, column in enumerate(table.columns) if column.split("\n")[0].casefold() == name.casefold()]
+            hits = exact or [i for i, title in enumerate(titles) if title.casefold().startswith(name.casefold())]
             if not name or not hits:
                 raise UsageError(f"{region.where}: {unknown('column', name, titles)}")
             at += [i for i in hits if i not in at]

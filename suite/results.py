@@ -7,7 +7,7 @@ and a training log of at most 256 KiB. What is larger stays where it was measure
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,9 +24,14 @@ STALE = "stale: "
 """Starts the note that marks an old version as known and wanted."""
 
 
+def stem(run_id: str) -> str:
+    """Name of a run's folder. Plain ids stay as they are; others get a hash and cannot lead out of the folder or collide."""
+    return safe_name(f"{run_id}/" if run_id.lower().endswith(".json") else run_id)  # `x.json` is the file of the run `x`
+
+
 def file_name(run_id: str) -> str:
-    """Name of a run's published file. Plain ids stay as they are; others cannot lead out of the folder or collide."""
-    return f"{safe_name(run_id)}.json"
+    """Name of a run's published file."""
+    return f"{stem(run_id)}.json"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Results:
 
     def folder(self, run_id: str) -> Path:
         """The folder of a run's arrays, existing or not."""
-        return self.root / safe_name(run_id)
+        return self.root / stem(run_id)
 
     def find(self, run_id: str) -> RunRecord | None:
         """The published record of a run, or None.
@@ -196,19 +201,27 @@ class Library:
     "(run id, result key) to where the result was read; the key is empty for the run itself."
 
     def predictions(self, record: RunRecord, result: Result) -> Mapping | None:
-        """Per-sample arrays of a result, from where the result itself was read."""
+        """Per-sample arrays of a result, from where the result itself was read; broken ones join the problems."""
         origin = self.origins.get((record.id, result.key))
-        return origin.predictions(record, result) if origin is not None else None
+        return self._read(lambda: origin.predictions(record, result)) if origin is not None else None
 
     def artifact(self, record: RunRecord, result: Result, name: str) -> Mapping | None:
-        """Arrays that an evaluator left for pages, from where the result itself was read."""
+        """Arrays that an evaluator left for pages, as for `predictions`."""
         origin = self.origins.get((record.id, result.key))
-        return origin.artifact(record, result, name) if origin is not None else None
+        return self._read(lambda: origin.artifact(record, result, name)) if origin is not None else None
 
-    def log(self, record: RunRecord) -> list[dict]:
+    def log(self, record: RunRecord) -> Sequence[Mapping]:
         """Rows of the training log."""
         origin = self.origins.get((record.id, ""))
-        return list(origin.log(record)) if origin is not None else []  # type: ignore[arg-type]  # rows are dicts in both
+        return origin.log(record) if origin is not None else []
+
+    def _read(self, read: Callable[[], Mapping | None]) -> Mapping | None:
+        try:
+            return read()
+        except UsageError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return None
 
 
 def gather(store: Store, results: Results | None = None) -> Library:

@@ -168,7 +168,9 @@ def test_small_arrays_travel_large_ones_are_named(tmp_path):
     assert archive.log(made) == []
 
 
-@pytest.mark.parametrize("name", ["../out", "/etc/passwd", "x" * 500, "\u202egnp", "<script>", "a\\b", ".", "..", "", "🦆"])
+@pytest.mark.parametrize(
+    "name", ["../out", "a.json", "/etc/passwd", "x" * 500, "\u202egnp", "<script>", "a\\b", ".", "..", "", "🦆"]
+)
 def test_hostile_ids_stay_inside_the_folder(tmp_path, name):
     root = tmp_path / "deep" / "results"
     hostile = replace(proven(), id=name)
@@ -226,6 +228,8 @@ def test_runs_and_published_files_are_united(tmp_path):
     values = {key: next(iter(one.metrics.values())) for key, one in found.results.items()}
     assert values == {"knn": 50.0, "linear": 20.0, "svm": 70.0}
     assert len(library.predictions(found, found.results["svm"])["pred"]) == 10, "arrays come from where the result came from"
+    (tmp_path / "results" / made.id / "svm.npz").write_bytes(b"PK broken")
+    assert library.predictions(found, found.results["svm"]) is None and "svm.npz: not readable" in library.problems[0]
     newer = replace(made, created=late, weights=replace(made.weights, sha256="9" * 64), results={})
     publish(newer, Results(tmp_path / "results"), again=True)
     (found,) = gather(Store(tmp_path / "runs"), Results(tmp_path / "results")).records
