@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -265,4 +265,4 @@ def migrate(raw: dict[str, Any], where: str = "record") -> dict[str, Any]:
 
 def with_results(record: RunRecord, results: Mapping[str, Result]) -> RunRecord:
     """The record with these results instead of its own."""
-    return replace(record, results=dict(sorted(results.items())))
+    return RunRecord(**{**vars(record), "results": dict(sorted(results.items()))})  # half the time of dataclasses.replace
