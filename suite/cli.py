@@ -36,6 +36,9 @@ DatasetRoot = Annotated[Path | None, typer.Option("--dataset-root", help="Folder
 DataRoot = Annotated[list[str] | None, typer.Option("--data-root", help="NAME=DIR for any data set; may repeat.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
 Pages = Annotated[Path, typer.Option("--pages", help="Folder of the pages.")]
+Published = Annotated[Path, typer.Option("--results", help="Folder of published results.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Drop a published record that is about other weights.")]
+Stale = Annotated[bool, typer.Option("--stale", help="Publish results of older versions too, marked as such.")]
 Broken = Annotated[str, typer.Option("--on-broken", help="Broken images: refuse or skip.")]
 Devices = Annotated[int, typer.Option("--devices", min=1, help="Processes (GPUs) to train on.")]
 Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches per step; the global batch stays.")]
@@ -190,13 +193,56 @@ def evaluate(
 def report(
     runs: Runs = Path("runs"),
     pages: Pages = Path("model-zoo"),
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 when a page is stale.")] = False,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Folder of published results; default: reports/results, when there is one.")
+    ] = None,
+    docs: Annotated[
+        list[Path], typer.Option("--docs", help="Markdown files or folders with tables between markers; may repeat.")
+    ] = [Path("README.md"), Path("docs")],  # noqa: B006  # typer copies it
+    form: Annotated[str, typer.Option("--format", help="Exports beside md and html: json, csv, latex, or a list.")] = "",
+    stamp: Annotated[bool, typer.Option("--stamp", help="Say on the first page when it was made.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 when something is not current.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Regenerate the model-zoo pages from the records."""
+    """Regenerate the model-zoo pages, and the tables in README and docs, from the records."""
     from suite import command
 
-    command.report(runs, pages, check, _reporter())
+    command.report(runs, pages, check, _reporter(), results, docs, _list(form), stamp)
+
+
+@app.command()
+def publish(
+    run: Annotated[str, typer.Argument(help="Run id, or run folder.")],
+    runs: Runs = Path("runs"),
+    results: Published = Path("reports/results"),
+    again: Replace = False,
+    stale: Stale = False,
+    debug: Debug = False,
+) -> None:
+    """Check a run and merge it into the published results, one JSON file that a pull request can carry."""
+    from suite import contribute
+
+    contribute.publish(run, runs, results, again, stale, _reporter())
+
+
+@app.command(name="import")
+def import_(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="MTEB-style JSON, MMSelfSup metafile.yml, timm results CSV, or a record."),
+    ],
+    published: Annotated[Path, typer.Option("--published", help="Folder of published figures.")] = Path("reports/published"),
+    results: Published = Path("reports/results"),
+    name: Annotated[str, typer.Option("--name", help="Names imported-NAME.csv; empty: after the kind of source.")] = "",
+    model: Annotated[str, typer.Option("--model", help="The model, where an MTEB result does not name it.")] = "",
+    again: Replace = False,
+    stale: Stale = False,
+    debug: Debug = False,
+) -> None:
+    """Take in results of other projects as published figures, and records as published results."""
+    from suite import contribute
+
+    contribute.import_(files, published, results, name, model, again, stale, _reporter())
 
 
 @app.command()
@@ -294,8 +340,8 @@ def convert(file: Path, out: Path, to: Annotated[str, typer.Option("--to")] = "t
     typer.echo(str(out))
 
 
-@weights_app.command()
-def publish(file: Path, folder: Path, debug: Debug = False) -> None:
+@weights_app.command(name="publish")
+def publish_weights(file: Path, folder: Path, debug: Debug = False) -> None:
     """Copy a backbone to `<arch>-<sha8>.safetensors`."""
     from suite import weights
 

@@ -16,12 +16,17 @@ from suite import plugins
 from suite.errors import JobError, UsageError, unknown
 from suite.progress import Reporter
 from suite.record import Result, RunRecord
-from suite.spec import Page, Recipe
+from suite.spec import Recipe
 from suite.store import Run, Store
 
 if TYPE_CHECKING:
     from suite.compare import Verdict
     from suite.run import Job
+
+RESULTS_FOLDER = Path("reports/results")
+"""Where published results lie in a repository."""
+DOCS = (Path("README.md"), Path("docs"))
+"""Where tables between markers are looked for."""
 
 
 @dataclass(frozen=True)
@@ -192,32 +197,42 @@ def evaluate(
         raise JobError(f"{len(failed)} benchmark(s) failed: {'; '.join(failed[:3])}")
 
 
-def report(runs: Path, pages: Path, check: bool, reporter: Reporter) -> None:
+def report(
+    runs: Path, pages: Path, check: bool, reporter: Reporter, results: Path | None = None, docs: Sequence[Path] = DOCS,
+    formats: Sequence[str] = (), stamp: bool = False,
+) -> None:  # fmt: skip
     """Write the pages, or check that they are current.
 
-    Raises:
-        JobError: `check` and a page is stale.
-    """
-    from suite import render
+    Args:
+        runs: folder of the runs.
+        pages: folder of the pages.
+        check: write nothing.
+        reporter: says what happened.
+        results: folder of published results; None: `reports/results`, when there is one.
+        docs: markdown files and folders with tables between markers; missing ones are left out.
+        formats: exports beside the pages.
+        stamp: say on the first page when, and from which revision, it was made.
 
-    store = Store(runs)
-    records, problems = store.records()
-    for problem in problems:
-        reporter.say(f"warning: {problem}")
-    plugs: dict[str, Page] = plugins.load_all("reports")
-    recipes, evaluators = plugins.load_all("recipes"), plugins.load_all("evaluators")
-    # The first document is the one that the others link back to.
-    order = sorted(plugs, key=lambda name: (name != "index", name))
-    documents = [document for name in order for document in plugs[name].build(records, recipes, evaluators, store)]
-    if check:
-        stale = render.check(documents, pages)
-        if stale:
-            raise JobError(f"{len(stale)} page(s) are stale: {', '.join(str(path) for path in stale[:5])}; run `suite report`")
-        reporter.say(f"{len(documents)} page(s) are current")
-        return
-    written = render.render(documents, pages)
-    index = next((path for path in written if path.name == "index.html"), pages)
-    reporter.say(f"pages: {index}")
+    Raises:
+        JobError: `check` and something is not current.
+    """
+    from suite import regenerate
+
+    folder = results if results is not None else RESULTS_FOLDER if RESULTS_FOLDER.is_dir() else None
+    if results is not None and not results.is_dir():
+        raise UsageError(f"results folder {str(results)!r} does not exist")
+    asked = regenerate.Asked(runs, pages, folder, tuple(docs), tuple(formats), _stamp() if stamp else "")
+    (regenerate.check if check else regenerate.report)(asked, reporter.say)
+
+
+def _stamp() -> str:
+    from datetime import datetime, timezone
+
+    from suite.record import environment
+
+    env = environment()
+    made = f"Made {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC by ssl-suite {env.suite}"
+    return f"{made}, revision {env.git}" if env.git else made
 
 
 def compare(

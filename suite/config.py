@@ -91,7 +91,11 @@ def from_dict(kind: type[T], raw: Mapping[str, Any]) -> T:
 
 def digest(config: Any, *extra: object) -> str:
     """sha256 (hex) over what defines the measurement: the config without seed and workers, plus `extra`."""
-    config = from_dict(type(config), to_dict(config))  # 5 and 5.0 are one setting
-    raw = {key: value for key, value in to_dict(config).items() if key not in OUTSIDE_DIGEST}
-    text = json.dumps([raw, *extra], sort_keys=True, default=str)
+    return digest_of(to_dict(from_dict(type(config), to_dict(config))), *extra)  # 5 and 5.0 are one setting
+
+
+def digest_of(raw: Mapping[str, Any], *extra: object) -> str:
+    """`digest` of a config as a record stores it, whatever fields the config has gained since."""
+    kept = {key: value for key, value in raw.items() if key not in OUTSIDE_DIGEST}
+    text = json.dumps([kept, *extra], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from suite.errors import JobError, SuiteError, UsageError, unknown
+from suite.reading import json_files, no_collecting, read_arrays, read_log, read_record, safe_part
 from suite.record import Result, RunRecord, result_from_json, run_from_json, to_json, with_results
 
 RUN, WEIGHTS, LOG, RESULTS, CHECKPOINTS = "run.json", "backbone.safetensors", "log.jsonl", "results", "checkpoints"
@@ -133,19 +133,24 @@ class Run:
         Raises:
             UsageError: the record is corrupted.
         """
-        path = self.path / RUN
-        return run_from_json(path.read_text(errors="replace"), str(path)) if path.is_file() else None
+        path = f"{self.path}/{RUN}"
+        data = read_record(path)
+        return None if data is None else run_from_json(data, path)
 
     def results(self) -> tuple[dict[str, Result], list[str]]:
         """Results by key, and one line for each file that could not be read."""
         found, problems = {}, []
-        for path in sorted((self.path / RESULTS).glob("*.json")):
+        folder = f"{self.path}/{RESULTS}"
+        for name in json_files(folder):
+            path = f"{folder}/{name}"
             try:
-                result = result_from_json(path.read_text(errors="replace"), str(path))
+                data = read_record(path)
+                result = None if data is None else result_from_json(data, path)
             except UsageError as error:
                 problems.append(str(error))
             else:
-                found[result.key] = result
+                if result is not None:
+                    found[result.key] = result
         return found, problems
 
     def predictions(self, result: Result) -> dict | None:
@@ -157,13 +162,7 @@ class Run:
         return self._arrays(result.artifacts.get(name, ""))
 
     def _arrays(self, file: str) -> dict | None:
-        import numpy as np
-
-        path = self.path / RESULTS / Path(file).name
-        if not file or not path.is_file():
-            return None
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_arrays(self.path / RESULTS, file)
 
 
 def arrays_to_bytes(arrays: dict) -> bytes:
@@ -182,7 +181,13 @@ class Store:
     root: Path
 
     def run(self, run_id: str) -> Run:
-        """The folder of a run, existing or not."""
+        """The folder of a run, existing or not.
+
+        Raises:
+            UsageError: the id could lead elsewhere.
+        """
+        if not safe_part(run_id):
+            raise UsageError(f"run id {run_id[:60]!r} cannot be a folder's name")
         return Run(self.root / run_id)
 
     def find(self, run_id: str) -> Run:
@@ -203,43 +208,43 @@ class Store:
         """Ids of every run folder."""
         if not self.root.is_dir():
             return []
-        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        with os.scandir(self.root) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
     def records(self) -> tuple[list[RunRecord], list[str]]:
         """Every finished run with its results, and one line for each file that could not be read."""
-        records, problems = [], []
-        for name in self.names():
-            run = self.run(name)
-            try:
-                record = run.record()
-            except UsageError as error:
-                problems.append(str(error))
-                continue
-            results, bad = run.results()
-            problems += bad
-            if record is not None and record.id != name:
-                problems.append(f"{run.path / RUN}: the record calls itself {record.id!r}")
-            elif record is not None:
-                records.append(with_results(record, results))
+        records: list[RunRecord] = []
+        problems: list[str] = []
+        with no_collecting():
+            for name in self.names():
+                record, bad = self.read(self.run(name))
+                problems += bad
+                if record is not None:
+                    records.append(record)
         return records, problems
+
+    def read(self, run: Run) -> tuple[RunRecord | None, list[str]]:
+        """A run's record with its results; None when it has none, or a broken one."""
+        try:
+            record = run.record()
+        except UsageError as error:
+            return None, [str(error)]
+        results, problems = run.results()
+        if record is not None and record.id != run.id:
+            return None, [*problems, f"{run.path / RUN}: the record calls itself {record.id!r}"]
+        return None if record is None else with_results(record, results), problems
 
     def predictions(self, record: RunRecord, result: Result) -> dict | None:
         """Per-sample arrays of a result of a run here; None when there are none."""
-        return self.run(record.id).predictions(result)
+        return self.run(record.id).predictions(result) if safe_part(record.id) else None
 
     def artifact(self, record: RunRecord, result: Result, name: str) -> dict | None:
         """Arrays that an evaluator left for pages; None when there are none of that name."""
-        return self.run(record.id).artifact(result, name)
+        return self.run(record.id).artifact(result, name) if safe_part(record.id) else None
 
     def log(self, record: RunRecord) -> list[dict]:
         """Rows of the training log; a line that a crash cut short ends it."""
-        path, rows = self.run(record.id).log, []
-        for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+        return read_log(self.run(record.id).log) if safe_part(record.id) else []
 
     def check_space(self, needed: int = 64 << 20) -> None:
         """Refuse to start what could not be written.

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TORCH_FREE = {"spec", "config", "plugins", "record", "store", "errors", "progress", "cli", "presets", "metrics", "render"}
+TORCH_FREE = {"spec", "config", "plugins", "record", "store", "errors", "progress", "cli", "presets", "metrics", "render",
+              "reading", "results", "validate", "figures", "importers", "markers", "export", "fresh", "regenerate",
+              "contribute"}  # fmt: skip
 SUITE_FOR = {
     "recipes": {"spec", "method", "backbone", "data", "views", "optim", "nn", "presets", "errors", "draws"},
     "evaluators": {

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from suite.data import load
-from tests.bench import evaluations, gate, neighbours, pipelines, svm, training
+from tests.bench import evaluations, gate, neighbours, pipelines, records, svm, training
 from tests.bench.paired import Effort, Row, table
 
 GROUPS = {
@@ -26,6 +26,7 @@ GROUPS = {
     "svm": svm.rows,
     "linear": evaluations.linear_rows,
     "together": evaluations.together_rows,
+    "records": records.rows,
 }
 
 
