@@ -64,3 +64,14 @@ def test_importing_the_command_line_loads_no_torch():
     code = f"import sys, {modules}, suite.command; sys.exit(str({heavy}) if {heavy} else 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_shared_block_is_tested_by_name():
+    """Each module of `suite/nn` is imported by some test file, not only by what uses it."""
+    imported = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                imported |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    blocks = {f"suite.nn.{path.stem}" for path in (ROOT / "suite" / "nn").glob("*.py") if path.stem != "__init__"}
+    assert blocks <= imported
