@@ -8,7 +8,8 @@ Two views of an image must find each other among all other views in the batch.
 Run: suite run --algo simclr --preset resnet50_16xb256-coslr-200e_in1k --data-root imagenet=DIR
 Expected: ImageNet linear 66.66 (MMSelfSup, batch 4096, 200 epochs), 69.3 in the paper (1000 epochs).
 Differs: gradients of the gathered embeddings are summed over processes (MMSelfSup keeps the local slice only); every
-batch norm, the shortcut's too, is left out of weight decay and LARS adaptation (MMSelfSup 0.x misses the shortcut's).
+batch norm, the shortcut's too, is left out of weight decay and LARS adaptation (MMSelfSup 0.x misses the shortcut's), and
+LARS keeps the learning rate out of its momentum buffer, as the official code of BYOL does.
 """
 
 from __future__ import annotations
@@ -79,8 +80,11 @@ def views(config: SimCLRConfig) -> Sequence[View]:
 EXCLUDED = (Rule(pattern=NORM_AND_BIAS, weight_decay=0.0, adapt=False),)
 
 
-def _lars(lr: float) -> Optim:
-    return Optim(name="lars", lr=lr, weight_decay=1e-6, warmup=10, rules=EXCLUDED)
+def _lars(lr: float, shift: bool = False) -> Optim:
+    """MMSelfSup's schedule: a cosine that moves once per epoch, in 0.x under the warm-up, in 1.x after it."""
+    return Optim(
+        name="lars", lr=lr, weight_decay=1e-6, warmup=10, warmup_ratio=1e-4, every="epoch", shift=shift, rules=EXCLUDED
+    )
 
 
 RESNET50: dict[str, Any] = {"arch": "resnet50", "arch_options": {"zero_init_last": True}, "workers": 8}
@@ -102,7 +106,7 @@ RECIPE = Recipe(
         "resnet50_8xb32-coslr-200e_in1k": SimCLRConfig(**RESNET50, batch=256, optim=_lars(0.3)),
         "resnet50_8xb64-coslr-200e_in1k": SimCLRConfig(**RESNET50, batch=512, optim=_lars(0.6)),
         "resnet50_16xb256-coslr-200e_in1k": SimCLRConfig(**RESNET50, batch=4096, optim=_lars(4.8)),
-        "resnet50_16xb256-coslr-800e_in1k": SimCLRConfig(**RESNET50, batch=4096, epochs=800, optim=_lars(4.8)),
+        "resnet50_16xb256-coslr-800e_in1k": SimCLRConfig(**RESNET50, batch=4096, epochs=800, optim=_lars(4.8, shift=True)),
         "resnet18_1xb512-coslr-200e_cifar10": SimCLRConfig(
             **CIFAR, optim=Optim(lr=0.12, weight_decay=5e-4, warmup=10), temperature=0.5, hidden=512, blur=0.0,
             jitter=(0.4, 0.4, 0.4, 0.1),

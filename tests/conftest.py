@@ -4,11 +4,27 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.equations import Ledger, page
+
 os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--losses", metavar="FILE", help="write the table of losses and their equations there")
+
+
+@pytest.fixture(scope="session")
+def ledger(request):
+    """Compares losses with their equations and, if asked, writes what it saw."""
+    found = Ledger()
+    yield found
+    if path := request.config.getoption("--losses"):
+        Path(path).write_text(page(found.seen))
 
 
 @pytest.fixture(scope="session", autouse=True)

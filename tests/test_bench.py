@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from recipes.mocov2 import RECIPE
+from suite import plugins
 from suite.backbone import Backbone
+from suite.errors import UsageError
+from suite.testing import started, trainer
 from tests.bench import __main__ as command
-from tests.bench import pipelines, training
+from tests.bench import pipelines, steps, training
 from tests.bench.paired import Effort, Row, Side, measure, row, table
 
 TINY = replace(RECIPE.presets["tiny"], batch=16)
@@ -78,6 +81,66 @@ def test_command_prints_machine_and_table(monkeypatch, capsys):
     assert seen == [(512, Effort(repetitions=1, seconds=0.0, most=1))]
     out = capsys.readouterr().out
     assert f"{torch.get_num_threads()} threads" in out and "something" in out and out.rstrip().endswith("met")
+
+
+def test_tables_of_all_recipes_are_asked_for_by_name(monkeypatch, capsys):
+    seen = []
+
+    def text(names, effort):
+        seen.append((names, effort.repetitions))
+        return "a table of steps"
+
+    monkeypatch.setattr(command, "TABLES", {"steps": text, "tiny": text})
+    assert command.main(["--quick", "--only", "steps", "--recipes", "simclr", "byol"]) == 0
+    assert seen == [(["simclr", "byol"], 1)] and capsys.readouterr().out.rstrip().endswith("\n\na table of steps")
+
+
+def test_what_a_method_does_around_its_step_counts_against_it(digits):
+    """On a clock of its own: forward costs 2, the optimizer 1, what hides after the step 4."""
+    some, now = trainer(RECIPE, TINY, digits), [0.0]
+
+    def costs(owner, name, seconds):
+        usual = getattr(owner, name)
+
+        def slow(*arguments, **more):
+            now[0] += seconds
+            return usual(*arguments, **more)
+
+        setattr(owner, name, slow)
+
+    costs(some.method, "forward", 2.0)
+    costs(some.optimizer, "step", 1.0)
+    costs(some.method, "after_step", 4.0)
+    found = steps.measure(some, next(started(some)), 3, clock=lambda: now[0])
+    assert found == {"whole": [7.0] * 3, "forward": [2.0] * 3, "backward": [0.0] * 3, "optimizer": [1.0] * 3}
+    assert some.step == 4  # a round warms up
+    row = steps.Step("mocov2", "32", 16, **found, peak_mb=512.3)
+    assert row.parts == 3 and row.ratio == pytest.approx(7 / 3)
+    cells = row.cells()
+    assert cells[:3] == ("mocov2 (32, batch 16)", "7000.0", "2000.0") and cells[5:] == (
+        "2.33",
+        "<= 1.15",
+        "not met",
+        "2",
+        "512",
+    )
+
+
+def test_every_recipe_that_trains_is_measured(monkeypatch):
+    trained = [name for name, recipe in plugins.load_all("recipes").items() if recipe.method is not None]
+    assert steps.trained([]) == trained and steps.trained(["random", "simclr"]) == ["simclr"]
+    with pytest.raises(UsageError, match="simclr"):
+        steps.trained(["simcrl"])
+    monkeypatch.setattr(steps, "each", lambda what, names: [(name, 9.96 + 0.1 * i) for i, name in enumerate(names)])
+    _, _, first, second = steps.tiny_table(["simclr", "byol"], Effort()).splitlines()
+    assert first.split() == ["simclr", "10.0", "<", "10", "met"] and second.endswith("not met")
+
+
+@pytest.mark.slow
+def test_each_recipe_has_a_process_of_its_own():
+    header, _, row = steps.step_table(["simclr"], Effort(repetitions=1)).splitlines()
+    assert header.split()[:2] == ["recipe", "step"] and row.startswith("simclr (")
+    assert int(row.split()[-1]) > 100  # MB
 
 
 def test_the_loop_and_the_bare_step_both_train(digits):

@@ -66,3 +66,10 @@ def test_importing_the_command_line_loads_no_torch():
     code = f"import sys, {modules}, suite.command; sys.exit(str({heavy}) if {heavy} else 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_block_that_recipes_share_is_tested_by_name():
+    """A test file imports it itself: what is tested through a recipe alone is not tested."""
+    names = {name for path in (ROOT / "recipes").glob("*.py") for name in imports(path) if name.startswith("suite.nn.")}
+    tested = {name for path in (ROOT / "tests").glob("test_*.py") for name in imports(path)}
+    assert len(names) >= 15 and names <= tested

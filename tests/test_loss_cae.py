@@ -23,12 +23,10 @@ from suite.nn.position import sincos_2d
 from suite.nn.tokenizer import DalleTokenizer, PatchCodebook
 from suite.nn.vit import visible_tokens
 from suite.testing import build, trainer
+from tests.equations import Claim, both, randn
 
+EQUATION_1 = Claim("cae", "eq. 1: cross entropy of tokens, squared error of representations")
 PAPER = "vit-base-p16_8xb256-amp-coslr-300e_in1k"
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def tiny(*assignments):
@@ -46,19 +44,13 @@ def naive(logits, tokens, z, target, weight):
     return (main + weight * align) / tokens.numel()
 
 
-@pytest.mark.parametrize(("n", "m", "d", "v", "scale"), [(3, 4, 5, 7, 1.0), (1, 1, 3, 2, 10.0), (2, 6, 8, 50, 0.01)])
-def test_loss_is_equation_1(n, m, d, v, scale):
+@pytest.mark.parametrize(("n", "m", "d", "v", "scale"), [(3, 4, 5, 7, 1.0), (1, 1, 3, 4, 10.0), (2, 6, 8, 50, 0.01)])
+def test_loss_is_equation_1(ledger, n, m, d, v, scale):
     tokens = torch.randint(v, (n, m), generator=torch.Generator().manual_seed(4))
-    inputs = [randn(n, m, v) * scale, randn(n, m, d, seed=1) * scale]
+    (l32, l64), (z32, z64) = both(randn(n, m, v) * scale), both(randn(n, m, d, seed=1) * scale)
     target = randn(n, m, d, seed=2)
-    (l32, z32), (l64, z64) = ([x.to(kind).requires_grad_() for x in inputs] for kind in (torch.float32, torch.float64))
     main, align = losses(l32, tokens, z32, target.float())
-    ours, theirs = main + 2 * align, naive(l64, tokens, z64, target, 2)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    ours.backward()
-    theirs.backward()
-    for mine, exact in ((l32, l64), (z32, z64)):
-        torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=1e-4, atol=1e-7)
+    ledger.agree(EQUATION_1, main + 2 * align, naive(l64, tokens, z64, target, 2), [l32, z32], [l64, z64])
 
 
 def test_loss_at_chance_is_the_logarithm_of_the_vocabulary():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepCluster: the loss in float64 and what happens between epochs. No independent implementation is installable."""
+"""DeepCluster: the loss in float64 and against torch's weighted mean, and what happens between epochs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from suite.optim import rate
 from suite.progress import Reporter
 from suite.testing import build, trainer
 from suite.views import CenterCrop, Normalize, View
+from tests.equations import Claim, both, randn
 
+CROSS_ENTROPY = Claim("deepcluster", "eq. 1 with the clusters' weights (section 3.3)", "torch cross_entropy with weights")
 TINY = RECIPE.presets["tiny"]
 PAPER = "sobel_resnet50_8xb64-steplr-200e_in1k"
 
@@ -39,31 +41,18 @@ def naive(logits, labels, weights):
 
 def problem(n=9, k=5):
     generator = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(n, k, generator=generator, dtype=torch.float64)
-    return logits, torch.randint(k, (n,), generator=generator), torch.rand(k, generator=generator, dtype=torch.float64) + 0.1
+    return 2 * randn(n, k), torch.randint(k, (n,), generator=generator), torch.rand(k, generator=generator).double() + 0.1
 
 
 @pytest.mark.parametrize("n", [1, 9, 40])
 @pytest.mark.parametrize("even", [True, False])
-def test_loss_and_gradient(n, even):
+def test_loss_and_gradient(ledger, n, even):
     logits, labels, weights = problem(n)
-    weights = torch.ones(5, dtype=torch.float64) if even else weights
-    x32, x64 = logits.float().requires_grad_(), logits.clone().requires_grad_()
-    ours, theirs = weighted_cross_entropy(x32, labels, weights.float()), naive(x64, labels, weights)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    ours.backward()
-    theirs.backward()
-    torch.testing.assert_close(x32.grad.double(), x64.grad, rtol=1e-4, atol=1e-6)
-
-
-def test_loss_equals_torchs_weighted_mean():
-    logits, labels, weights = problem(40)
-    torch.testing.assert_close(weighted_cross_entropy(logits, labels, weights), F.cross_entropy(logits, labels, weights))
-
-
-def test_ten_thousand_equal_clusters_cost_9_21():
-    loss = weighted_cross_entropy(torch.zeros(4, 10_000), torch.arange(4), torch.ones(10_000))
-    assert loss.item() == pytest.approx(9.2103, abs=1e-3)
+    weights = torch.ones(5, dtype=torch.float64) if even else weights.float().double()
+    x32, x64 = both(logits)
+    ours = weighted_cross_entropy(x32, labels, weights.float())
+    ledger.agree(CROSS_ENTROPY, ours, naive(x64, labels, weights), [x32], [x64])
+    ledger.independent(CROSS_ENTROPY, ours, F.cross_entropy(x32, labels, weights.float()))
 
 
 def started(images, **changes):
@@ -125,14 +114,14 @@ def test_reweighting_is_an_inverse_root_of_the_size(digits):
     torch.testing.assert_close(some.method.weights.double(), expected / expected.sum(), rtol=1e-5, atol=0)
 
 
-def test_the_method_predicts_its_labels(digits):
+def test_the_method_predicts_its_labels(ledger, digits):
     some, order = started(digits)
     method, batch = some.method, next(some.loader.epoch(0, order))
     found = method.eval()(batch)
     with torch.no_grad():
         logits = method.head(method.backbone(batch.views[0])).double()
     expected = naive(logits, method.labels[batch.index], method.weights.double())
-    assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    ledger.agree(CROSS_ENTROPY, found["loss"], expected)
     assert found["loss"].item() == pytest.approx(math.log(TINY.clusters), rel=0.1)
     assert found["features"].shape == (TINY.batch, method.backbone.dim)
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightly.loss import NTXentLoss
 from lightly.models.utils import select_most_similar
 from torch.nn import functional as F
 
@@ -15,18 +14,11 @@ from recipes.densecl import RECIPE, correspondence, matched
 from suite.method import Progress
 from suite.nn.contrast import info_nce
 from suite.testing import build, trainer
+from tests.equations import Claim, both, lightly_info_nce, naive_info_nce, units
 
+GLOBAL = Claim("densecl", "eq. 1: InfoNCE of the images", "lightly NTXentLoss with a memory bank")
+DENSE = Claim("densecl", "eq. 2 and 4: InfoNCE of matched cells", "lightly NTXentLoss and select_most_similar")
 TINY = RECIPE.presets["tiny"]
-
-
-def units(*shape, seed=0):
-    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return F.normalize(x, dim=-1)
-
-
-def naive_nce(q, k, negatives, tau):
-    terms = [torch.exp(q @ key / tau) for key in (k, *negatives)]
-    return -torch.log(terms[0] / sum(terms))
 
 
 def naive_match(f_q, f_k):
@@ -42,24 +34,26 @@ def naive_match(f_q, f_k):
 def naive_dense(r, t, f_q, f_k, negatives, tau):
     """Eq. 2: the mean over images and cells."""
     best = naive_match(f_q, f_k)
-    n, cells = r.shape[:2]
-    terms = [naive_nce(r[i, s], t[i, best[i, s]], negatives, tau) for i in range(n) for s in range(cells)]
-    return sum(terms) / len(terms)
+    positive = torch.stack([torch.stack([t[i, j] for j in row]) for i, row in enumerate(best.tolist())])
+    return naive_info_nce(r.flatten(0, 1), positive.flatten(0, 1), negatives, tau)
 
 
 @pytest.mark.parametrize(("n", "cells"), [(3, 4), (1, 1), (2, 9)])
 @pytest.mark.parametrize("tau", [0.2, 1.0])
-def test_dense_loss_equals_the_equations(n, cells, tau):
+def test_dense_loss_equals_the_equations(ledger, n, cells, tau):
     r, t, negatives = units(n, cells, 6), units(n, cells, 6, seed=1), units(7, 6, seed=2)
     f_q, f_k = units(n, cells, 10, seed=3), units(n, cells, 10, seed=4)
-    r32, r64 = r.float().requires_grad_(), r.clone().requires_grad_()
+    r32, r64 = both(r)
     positive = matched(t.float(), correspondence(f_q, f_k))
     ours = info_nce(r32.flatten(0, 1), positive.flatten(0, 1), negatives.float(), tau)
-    theirs = naive_dense(r64, t, f_q, f_k, negatives, tau)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    ours.backward()
-    theirs.backward()
-    torch.testing.assert_close(r32.grad.double(), r64.grad, rtol=1e-4, atol=1e-6)
+    ledger.agree(DENSE, ours, naive_dense(r64, t, f_q, f_k, negatives, tau), [r32], [r64])
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_global_loss_equals_equation_1(ledger, n):
+    (q32, q64), k, negatives = both(units(n, 8)), units(n, 8, seed=1), units(9, 8, seed=2)
+    ours, theirs = info_nce(q32, k.float(), negatives.float(), 0.2), naive_info_nce(q64, k, negatives, 0.2)
+    ledger.agree(GLOBAL, ours, theirs, [q32], [q64])
 
 
 def test_correspondence_finds_moved_cells():
@@ -86,29 +80,22 @@ def eval_parts(digits, **changes):
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
-def test_the_method_computes_equation_3(digits, lam):
+def test_the_method_computes_equation_3(ledger, digits, lam):
     _, found, own, keys, queues = eval_parts(digits, lam=lam, batch=8)
     q, r, _, f_q = (x.double() for x in own)
     k, t, _, f_k = (x.double() for x in keys)
-    image = sum(naive_nce(q[i], k[i], queues[0].double(), 0.2) for i in range(len(q))) / len(q)
-    dense = naive_dense(r, t, f_q, f_k, queues[1].double(), 0.2)
-    assert found["global_loss"].item() == pytest.approx(image.item(), rel=1e-5)
-    assert found["dense_loss"].item() == pytest.approx(dense.item(), rel=1e-5)
+    image, dense = naive_info_nce(q, k, queues[0].double(), 0.2), naive_dense(r, t, f_q, f_k, queues[1].double(), 0.2)
+    ledger.agree(GLOBAL, found["global_loss"], image)
+    ledger.agree(DENSE, found["dense_loss"], dense)
     assert found["loss"].item() == pytest.approx(((1 - lam) * image + lam * dense).item(), rel=1e-5)
 
 
-def test_both_terms_against_an_independent_implementation(digits):
+def test_both_terms_against_an_independent_implementation(ledger, digits):
     _, found, own, keys, queues = eval_parts(digits)
-
-    def theirs(q, k, bank):
-        loss = NTXentLoss(temperature=0.2, memory_bank_size=(TINY.queue, TINY.dim))
-        loss.memory_bank.bank = bank.T if loss.memory_bank.bank.shape[0] == TINY.dim else bank
-        return loss(q, k).item()
-
-    assert found["global_loss"].item() == pytest.approx(theirs(own[0], keys[0], queues[0]), rel=1e-5)
+    ledger.independent(GLOBAL, found["global_loss"], lightly_info_nce(own[0], keys[0], queues[0], 0.2))
     positive = select_most_similar(own[3], keys[3], keys[1])
-    dense = theirs(own[1].flatten(0, 1), positive.flatten(0, 1), queues[1])
-    assert found["dense_loss"].item() == pytest.approx(dense, rel=1e-5)
+    theirs = lightly_info_nce(own[1].flatten(0, 1), positive.flatten(0, 1), queues[1], 0.2)
+    ledger.independent(DENSE, found["dense_loss"], theirs)
 
 
 def test_the_dense_queue_holds_one_mean_cell_per_image(digits):

@@ -19,10 +19,9 @@ from suite.nn.masks import random_masking
 from suite.nn.position import sincos_2d
 from suite.nn.vit import visible_tokens
 from suite.testing import build, trainer
+from tests.equations import Claim, both, randn
 
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+RECONSTRUCTION = Claim("mae", "section 3: squared error of normalised hidden patches", "lightly patch targets, torch MSELoss")
 
 
 def kept(n, length, keep, seed=0):
@@ -49,25 +48,22 @@ def naive(prediction, x, mask, side, norm_pix):
 
 @pytest.mark.parametrize("norm_pix", [True, False])
 @pytest.mark.parametrize(("n", "side", "scale", "keep"), [(3, 4, 1.0, 2), (1, 2, 1.0, 1), (2, 8, 20.0, 3)])
-def test_loss_is_section_3(n, side, scale, keep, norm_pix):
-    x = randn(n, 3, 2 * side, 2 * side) * scale + 3
+def test_loss_is_section_3(ledger, n, side, scale, keep, norm_pix):
+    x = (randn(n, 3, 2 * side, 2 * side) * scale + 3).float().double()
     prediction, mask = randn(n, 4, 3 * side**2, seed=1), kept(n, 4, keep).mask
-    p32, p64 = prediction.float().requires_grad_(), prediction.clone().requires_grad_()
+    p32, p64 = both(prediction)
     ours, theirs = masked_mse(p32, targets(x.float(), side, norm_pix), mask), naive(p64, x, mask, side, norm_pix)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    ours.backward()
-    theirs.backward()
-    torch.testing.assert_close(p32.grad.double(), p64.grad, rtol=1e-4, atol=1e-6 * scale)
+    ledger.agree(RECONSTRUCTION, ours, theirs, [p32], [p64])
     assert p32.grad[~mask].abs().max() == 0 and (p32.grad[mask] != 0).all()
 
 
-def test_targets_equal_an_independent_implementation():
+def test_targets_equal_an_independent_implementation(ledger):
     x = randn(2, 3, 8, 8).float()
     theirs = utils.normalize_mean_var(utils.patchify(x, 4))
     torch.testing.assert_close(targets(x, 4, True), theirs)
     mask, prediction = kept(2, 4, 1).mask, randn(2, 4, 48, seed=1).float()
-    expected = torch.nn.MSELoss()(prediction[mask], theirs[mask]).item()
-    assert masked_mse(prediction, targets(x, 4, True), mask).item() == pytest.approx(expected, rel=1e-5)
+    expected = torch.nn.MSELoss()(prediction[mask], theirs[mask])
+    ledger.independent(RECONSTRUCTION, masked_mse(prediction, targets(x, 4, True), mask), expected)
 
 
 def test_a_patch_of_one_colour_has_a_finite_target():

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NPID against the paper's equations in float64 and, for the sampled softmax, lightly's NT-Xent with a memory bank.
-
-No installable package has the noise-contrastive loss.
-"""
+"""NPID against the paper's equations in float64 and, for the sampled softmax, lightly's NT-Xent with a memory bank."""
 
 from __future__ import annotations
 
@@ -12,20 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from lightly.loss import NTXentLoss
 from torch.nn import functional as F
 
 from recipes.npid import RECIPE, noise_contrastive, sampled_softmax, softmax_over_all
 from suite.optim import rate
 from suite.testing import build, trainer
+from tests.equations import Claim, both, lightly_info_nce, units
 
+SAMPLED = Claim("npid", "eq. 2 over drawn negatives", "lightly NTXentLoss with a memory bank")
+SOFTMAX = Claim("npid", "eq. 2 and 3: softmax over all images")
+NCE = Claim("npid", "eq. 4, 6 and 7: noise-contrastive estimation")
 TINY = RECIPE.presets["tiny"]
 PAPER = "resnet50_8xb32-steplr-200e_in1k"
-
-
-def units(*shape, seed=0):
-    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return F.normalize(x, dim=-1)
 
 
 def naive_softmax(f, memory, positive, others, tau):
@@ -62,36 +57,32 @@ def logits(f, memory, positive, others, tau):
     return (f * memory[positive]).sum(1, keepdim=True) / tau, torch.einsum("nd,nmd->nm", f, memory[others]) / tau
 
 
-def compare(ours, theirs, f32, f64):
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    ours.backward()
-    theirs.backward()
-    torch.testing.assert_close(f32.grad.double(), f64.grad, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(("n", "size", "m"), [(4, 20, 7), (1, 2, 1), (6, 9, 40)])
 @pytest.mark.parametrize("tau", [0.07, 0.5])
-def test_sampled_softmax(n, size, m, tau):
+def test_sampled_softmax(ledger, n, size, m, tau):
     f, memory, positive, others = problem(n, size, m)
-    f32, f64 = f.float().requires_grad_(), f.clone().requires_grad_()
+    f32, f64 = both(f)
     ours = sampled_softmax(*logits(f32, memory.float(), positive, others, tau))
-    compare(ours, naive_softmax(f64, memory, positive, others.tolist(), tau), f32, f64)
+    ledger.agree(SAMPLED, ours, naive_softmax(f64, memory, positive, others.tolist(), tau), [f32], [f64])
 
 
-def test_softmax_over_all_other_images_is_equation_2():
-    f, memory, positive, _ = problem()
-    f32, f64 = f.float().requires_grad_(), f.clone().requires_grad_()
-    others = [[j for j in range(20) if j != int(p)] for p in positive]
-    compare(softmax_over_all(f32, memory.float(), positive, 0.1), naive_softmax(f64, memory, positive, others, 0.1), f32, f64)
+@pytest.mark.parametrize(("n", "size"), [(4, 20), (1, 2), (9, 9)])
+@pytest.mark.parametrize("tau", [0.07, 0.1, 1.0])
+def test_softmax_over_all_other_images_is_equation_2(ledger, n, size, tau):
+    f, memory, positive, _ = problem(n, size)
+    f32, f64 = both(f)
+    others = [[j for j in range(size) if j != int(p)] for p in positive]
+    ours = softmax_over_all(f32, memory.float(), positive, tau)
+    ledger.agree(SOFTMAX, ours, naive_softmax(f64, memory, positive, others, tau), [f32], [f64])
 
 
 @pytest.mark.parametrize(("n", "size", "m"), [(4, 20, 7), (1, 2, 1), (6, 9, 40)])
 @pytest.mark.parametrize(("tau", "z"), [(0.07, 3e4), (0.5, 25.0)])
-def test_noise_contrastive_estimation(n, size, m, tau, z):
+def test_noise_contrastive_estimation(ledger, n, size, m, tau, z):
     f, memory, positive, others = problem(n, size, m)
-    f32, f64 = f.float().requires_grad_(), f.clone().requires_grad_()
+    f32, f64 = both(f)
     ours = noise_contrastive(*logits(f32, memory.float(), positive, others, tau), torch.tensor(z).log(), size)
-    compare(ours, naive_nce(f64, memory, positive, others.tolist(), tau, z), f32, f64)
+    ledger.agree(NCE, ours, naive_nce(f64, memory, positive, others.tolist(), tau, z), [f32], [f64])
 
 
 def step(digits, **changes):
@@ -106,25 +97,24 @@ def step(digits, **changes):
     return some, method, batch, f, method.bank.features.clone(), drawn
 
 
-def test_the_method_computes_its_equations(digits):
+def test_the_method_computes_its_equations(ledger, digits):
     _, method, batch, f, memory, drawn = step(digits)
     args = f.double(), memory.double(), batch.index
-    expected = naive_softmax(*args, drawn.tolist(), TINY.temperature)
-    assert method(batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    ledger.agree(SAMPLED, method(batch)["loss"], naive_softmax(*args, drawn.tolist(), TINY.temperature))
     assert not (drawn == batch.index[:, None]).any()  # the preset ensures negatives
 
     _, method, batch, f, memory, _ = step(digits, negatives=0)
     scores = f.double() @ memory.double().T / TINY.temperature
     expected = (scores.logsumexp(1) - scores.gather(1, batch.index[:, None])[:, 0]).mean()
-    assert method(batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    ledger.agree(SOFTMAX, method(batch)["loss"], expected)
 
 
-def test_the_constant_z_comes_from_the_first_batch_and_stays(digits):
+def test_the_constant_z_comes_from_the_first_batch_and_stays(ledger, digits):
     some, method, batch, f, memory, drawn = step(digits, loss="nce", ensure_negatives=False)
     scores = torch.einsum("nd,nmd->nm", f.double(), memory.double()[drawn]) / TINY.temperature
     z = scores.exp().mean() * len(digits)  # eq. 8
     expected = naive_nce(f.double(), memory.double(), batch.index, drawn.tolist(), TINY.temperature, z)
-    assert method(batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    ledger.agree(NCE, method(batch)["loss"], expected)
     assert method.z.item() == pytest.approx(z.item(), rel=1e-5) and "z" in method.state_dict()
     method.after_step(some._progress(0))
     method(batch)
@@ -139,15 +129,13 @@ def test_proximal_term_is_the_squared_distance_to_the_memory(digits):
     assert difference.item() == pytest.approx(3 * distance.item(), rel=1e-4)
 
 
-def test_against_an_independent_implementation(digits):
+@pytest.mark.parametrize("tau", [0.07, 0.5])
+def test_against_an_independent_implementation(ledger, tau):
     """Lightly shares its memory between the queries, so every image gets the same negatives here."""
     f, memory, positive, _ = problem(8, 30, d=16)
     f, memory = f.float(), memory.float()
-    others = torch.arange(10, 30).expand(8, 20)
-    theirs = NTXentLoss(temperature=0.07, memory_bank_size=(20, 16))
-    theirs.memory_bank.bank = memory[10:].T if theirs.memory_bank.bank.shape[0] == 16 else memory[10:]
-    ours = sampled_softmax(*logits(f, memory, positive, others, 0.07))
-    assert ours.item() == pytest.approx(theirs(f, memory[positive]).item(), rel=1e-5)
+    ours = sampled_softmax(*logits(f, memory, positive, torch.arange(10, 30).expand(8, 20), tau))
+    ledger.independent(SAMPLED, ours, lightly_info_nce(f, memory[positive], memory[10:], tau))
 
 
 def test_loss_of_equal_similarities_is_the_logarithm_of_the_choices():

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Relative location against a patch-by-patch computation in float64. No independent implementation is installable."""
+"""Relative location against a patch-by-patch computation in float64."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -12,8 +11,10 @@ import torch
 from recipes.relative_loc import RECIPE
 from suite.method import Batch, Progress
 from suite.nn.patches import jittered_grid
-from suite.testing import build, trainer
+from suite.testing import build
+from tests.equations import Claim, randn
 
+PAIRS = Claim("relative-loc", "cross entropy of the eight places of neighbours (section 3)")
 TINY = RECIPE.presets["tiny"]
 PAPER = "resnet50_8xb64-steplr-70e_in1k"
 AROUND = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2)]
@@ -38,14 +39,13 @@ def on_grid(digits, n=3):
     with torch.no_grad():
         method.neck[0].weight.normal_(std=0.3)
         method.head.weight.normal_(std=0.5)
-    return method, torch.randn(n, 3, 45, 45, generator=torch.Generator().manual_seed(0))
+    return method, randn(n, 3, 45, 45).float()
 
 
 @pytest.mark.parametrize("n", [1, 4])
-def test_loss_equals_the_pairwise_computation(digits, n):
+def test_loss_equals_the_pairwise_computation(ledger, digits, n):
     method, x = on_grid(digits, n)
     found = method(Batch([x], None, torch.arange(n)))
-    found["loss"].backward()
     cells = [x[:, :, 15 * r : 15 * r + 15, 15 * c : 15 * c + 15] for r in range(3) for c in range(3)]
     with torch.no_grad():
         features = torch.stack([method.backbone(cell) for cell in cells], 1).double().unflatten(1, (3, 3))
@@ -54,17 +54,7 @@ def test_loss_equals_the_pairwise_computation(digits, n):
     norm = [v.detach().double() for v in (bn.running_mean, bn.running_var, bn.weight, bn.bias)]
     weight, bias = (p.detach().double().requires_grad_() for p in method.head.parameters())
     theirs = naive(features, (fc, norm), (weight, bias))
-    theirs.backward()
-    assert found["loss"].item() == pytest.approx(theirs.item(), rel=1e-5)
-    torch.testing.assert_close(method.head.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(method.head.bias.grad.double(), bias.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_first_loss_is_the_logarithm_of_eight(digits):
-    some = trainer(RECIPE, TINY, digits)
-    found = some.method(next(some.loader.epoch(0)))
-    assert found["loss"].item() == pytest.approx(math.log(8), rel=0.02)
-    assert found["features"].shape == (TINY.batch, some.method.backbone.dim)
+    ledger.agree(PAIRS, found["loss"], theirs, [method.head.weight, method.head.bias], [weight, bias])
 
 
 def test_patches_depend_on_image_and_epoch_but_not_on_the_batch(digits, monkeypatch):

@@ -13,6 +13,9 @@ from recipes.simsiam import RECIPE, negative_cosine
 from suite import optim
 from suite.nn.collapse import feature_std
 from suite.testing import build, trainer
+from tests.equations import Claim, both, randn
+
+COSINE = Claim("simsiam", "eq. 1 and 4: negative cosine, symmetric", "lightly NegativeCosineSimilarity")
 
 
 def naive(p, z):
@@ -24,8 +27,7 @@ def naive(p, z):
 
 
 def pair(n, d, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(2)]
+    return randn(n, d, seed=seed), randn(n, d, seed=seed + 1)
 
 
 @pytest.fixture
@@ -34,14 +36,12 @@ def fresh(digits):
 
 
 @pytest.mark.parametrize(("n", "d"), [(7, 5), (1, 3), (16, 256)])
-def test_loss_is_equation_1(n, d):
+def test_loss_is_equation_1(ledger, n, d):
     p, z = pair(n, d)
-    p32, p64 = p.float().requires_grad_(), p.clone().requires_grad_()
-    ours, theirs = negative_cosine(p32, z.float()), naive(p64, z)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    ours.backward()
-    theirs.backward()
-    torch.testing.assert_close(p32.grad.double(), p64.grad, rtol=1e-4, atol=1e-6)
+    p32, p64 = both(p)
+    ours = negative_cosine(p32, z.float())
+    ledger.agree(COSINE, ours, naive(p64, z), [p32], [p64])
+    ledger.independent(COSINE, ours, NegativeCosineSimilarity()(p32, z.float()))
 
 
 def test_no_gradient_flows_through_the_projection():
@@ -59,23 +59,18 @@ def test_loss_at_the_ends_of_its_range():
     assert torch.isfinite(zero.grad).all()
 
 
-def test_loss_equals_an_independent_implementation():
-    p, z = (x.float() for x in pair(16, 8))
-    assert negative_cosine(p, z).item() == pytest.approx(NegativeCosineSimilarity()(p, z).item(), rel=1e-5)
-
-
 def test_half_precision_inputs_accumulate_in_float32():
     p, z = (x.float() for x in pair(32, 64))
     rough = negative_cosine(p.bfloat16(), z.bfloat16())
     assert rough.dtype == torch.float32 and rough.item() == pytest.approx(negative_cosine(p, z).item(), abs=2e-3)
 
 
-def test_loss_is_the_symmetric_one_of_equation_4(fresh):
+def test_loss_is_the_symmetric_one_of_equation_4(ledger, fresh):
     method, batch = fresh.method.train(), next(fresh.loader.epoch(0))
-    loss = method(batch)["loss"].item()
+    loss = method(batch)["loss"]
     z1, z2 = (method.projector(method.backbone(x)).double() for x in batch.views)
     p1, p2 = (method.h(z.float()).double() for z in (z1, z2))
-    assert loss == pytest.approx((naive(p1, z2) / 2 + naive(p2, z1) / 2).item(), rel=1e-5, abs=1e-7)
+    ledger.agree(COSINE, loss, naive(p1, z2) / 2 + naive(p2, z1) / 2)
 
 
 def test_training_begins_without_similarity_and_without_collapse(fresh):

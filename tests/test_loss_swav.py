@@ -17,7 +17,9 @@ from suite.nn.sinkhorn import sinkhorn
 from suite.optim import rate
 from suite.progress import Reporter
 from suite.testing import build, trainer
+from tests.equations import Claim, both, units
 
+SWAPPED = Claim("swav", "eq. 1 to 6: swapped prediction of Sinkhorn codes", "lightly SwaVLoss")
 TINY = RECIPE.presets["tiny"]
 
 
@@ -47,25 +49,17 @@ def naive_loss(scores, codes, tau):
 
 def products(*shape, seed=0):
     """Products of unit vectors, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    z = F.normalize(torch.randn(*shape[:-1], 6, generator=generator, dtype=torch.float64), dim=-1)
-    c = F.normalize(torch.randn(shape[-1], 6, generator=generator, dtype=torch.float64), dim=-1)
-    return z @ c.T
+    return units(*shape[:-1], 6, seed=2 * seed) @ units(shape[-1], 6, seed=2 * seed + 1).T
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 7), (2, 3, 4), (3, 1, 5), (2, 6, 1)], ids=str)
 @pytest.mark.parametrize("tau", [0.1, 1.0])
-def test_loss_equals_the_equations(shape, tau):
-    scores = products(*shape)
-    codes = torch.stack([naive_codes(s) for s in scores[:2]])
-    a32, a64 = scores.float().requires_grad_(), scores.clone().requires_grad_()
+def test_loss_equals_the_equations(ledger, shape, tau):
+    a32, a64 = both(products(*shape))
+    codes = torch.stack([naive_codes(s.detach()) for s in a64[:2]])
     ours_codes = torch.stack([sinkhorn(s.detach()) for s in a32[:2]])
     torch.testing.assert_close(ours_codes.double(), codes, rtol=1e-4, atol=1e-6)
-    ours, theirs = swapped_prediction(a32, ours_codes, tau), naive_loss(a64, codes, tau)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-7)
-    ours.backward()
-    theirs.backward()
-    torch.testing.assert_close(a32.grad.double(), a64.grad, rtol=1e-4, atol=1e-6)
+    ledger.agree(SWAPPED, swapped_prediction(a32, ours_codes, tau), naive_loss(a64, codes, tau), [a32], [a64])
 
 
 def test_one_code_per_image_and_certain_predictions_cost_nothing():
@@ -81,25 +75,25 @@ def test_equal_scores_cost_the_logarithm_of_the_prototypes():
 
 @pytest.mark.parametrize("queued", [0, 9])
 @pytest.mark.parametrize("small", [0, 3])
-def test_against_an_independent_implementation(queued, small):
+def test_against_an_independent_implementation(ledger, queued, small):
     scores = products(2 + small, 8, 12, seed=1).float()
     waiting = [products(queued, 12, seed=2 + i).float() for i in range(2)] if queued else None
     theirs = SwaVLoss()(list(scores[:2]), list(scores[2:]), waiting)
     everything = [torch.cat([waiting[i], scores[i]]) if queued else scores[i] for i in range(2)]
     codes = torch.stack([sinkhorn(s)[-8:] for s in everything])
-    assert swapped_prediction(scores, codes, 0.1).item() == pytest.approx(theirs.item(), rel=1e-5)
+    ledger.independent(SWAPPED, swapped_prediction(scores, codes, 0.1), theirs)
 
 
-def test_the_method_is_its_parts(digits):
+def test_the_method_is_its_parts(ledger, digits):
     """forward = embed, score, balance, compare; checked with lightly's loss on the method's own scores."""
     some = trainer(RECIPE, TINY, digits)
     method, batch = some.method, next(some.loader.epoch(0))
     method.eval()  # so that two passes give the same
     with torch.no_grad():
-        found = method(batch)["loss"].item()
+        found = method(batch)["loss"]
         z = [F.normalize(method.projector(method.backbone(view)), dim=1) for view in batch.views]
         scores = [x @ F.normalize(method.prototypes.weight, dim=1).T for x in z]
-    assert found == pytest.approx(SwaVLoss()(scores[:2], scores[2:]).item(), rel=1e-5)
+    ledger.independent(SWAPPED, found, SwaVLoss()(scores[:2], scores[2:]))
 
 
 def test_gradients_reach_backbone_and_prototypes_but_not_through_the_codes(digits):

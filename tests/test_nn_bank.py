@@ -120,6 +120,31 @@ def test_queue_keeps_the_newest_keys_in_order():
         queue.push(randn(6, 2))
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 12), st.lists(st.integers(1, 12), max_size=8), st.integers(0, 99))
+def test_queue_is_a_list_that_forgets(size, counts, seed):
+    """Whatever the batches: read from the oldest on, it holds the last `size` keys of all that ever came."""
+    torch.manual_seed(seed)
+    queue = Queue(size, 3)
+    everything = queue.keys.clone()
+    for i, count in enumerate(c for c in counts if c <= size):
+        keys = randn(count, 3, seed=i)
+        queue.push(keys)
+        everything = torch.cat([everything, keys])
+    assert torch.equal(queue.keys.roll(-int(queue.position), 0), everything[-size:])
+
+
+def test_queue_starts_with_unit_vectors_and_is_state():
+    queue, other = Queue(6, 4), Queue(6, 4)
+    torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(6))
+    queue.push(randn(4, 4).bfloat16().requires_grad_())
+    assert queue.keys.dtype == torch.float32 and not queue.keys.requires_grad and not list(queue.parameters())
+    other.load_state_dict(queue.state_dict())
+    for some in (queue, other):
+        some.push(randn(3, 4, seed=1))
+    assert torch.equal(queue.keys, other.keys) and int(queue.position) == int(other.position) == 1
+
+
 def test_moving_average_follows_parameters_and_leaves_buffers():
     source = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     average = EMA(source)
@@ -135,6 +160,26 @@ def test_moving_average_follows_parameters_and_leaves_buffers():
         assert not mean.requires_grad
     assert average.module[1].num_batches_tracked == 0 and source[1].num_batches_tracked == 1
     assert not average(randn(4, 3).requires_grad_()).requires_grad
+
+
+def test_moving_average_at_the_ends_and_over_many_steps():
+    """m = 1 stays, m = 0 copies; t steps towards a source that stands still leave m^t of the distance."""
+    source = nn.Linear(3, 2)
+    average, begin = EMA(source), source.weight.detach().clone()
+    with torch.no_grad():
+        source.weight.add_(1.0)
+    average.update(source, 1.0)
+    assert torch.equal(average.module.weight, begin)
+    for _ in range(10):
+        average.update(source, 0.9)
+    torch.testing.assert_close(source.weight - average.module.weight, torch.full((2, 3), 0.9**10))
+    average.update(source, 0.0)
+    assert torch.equal(average.module.weight, source.weight) and average.module.weight is not source.weight
+    half = EMA(nn.Linear(3, 2).bfloat16())
+    half.update(source, 0.0)
+    assert torch.equal(half.module.weight, source.weight.bfloat16())
+    with pytest.raises(ValueError):
+        average.update(nn.Linear(3, 2, bias=False), 0.5)
 
 
 def test_momentum_rises_from_base_to_one():

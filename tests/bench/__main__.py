@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from suite.data import load
-from tests.bench import evaluations, gate, neighbours, pipelines, records, svm, training
+from tests.bench import evaluations, gate, neighbours, pipelines, records, steps, svm, training
 from tests.bench.paired import Effort, Row, table
 
 GROUPS = {
@@ -28,6 +28,8 @@ GROUPS = {
     "together": evaluations.together_rows,
     "records": records.rows,
 }
+TABLES = {"steps": steps.step_table, "tiny": steps.tiny_table}
+"""Of every recipe, in tables of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return gate.main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short repetition of everything: does it run?")
-    parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS), help="which comparisons")
+    every = [*GROUPS, *TABLES]
+    parser.add_argument("--only", choices=every, nargs="+", default=every, help="which comparisons")
+    parser.add_argument("--recipes", nargs="+", default=[], metavar="NAME", help="of `steps` and `tiny`; without, all")
     given = parser.parse_args(arguments)
     effort = Effort(repetitions=1, seconds=0.0, most=1) if given.quick else Effort()
     images = load("digits", "train")
@@ -46,11 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     print(machine(), flush=True)
     found: list[Row] = []
+    tables = []
     for group in given.only:
         print(f"measuring {group} ...", file=sys.stderr, flush=True)
-        found += GROUPS[group](images, effort)
+        if group in GROUPS:
+            found += GROUPS[group](images, effort)
+        else:
+            tables.append(TABLES[group](given.recipes, effort))
     how = f"{effort.repetitions} paired repetitions of about {effort.seconds:g} s each, medians"
-    print(f"{how}; measured in {time.perf_counter() - began:.0f} s\n\n{table(found)}")
+    texts = [table(found)] if found else []
+    print(f"{how}; measured in {time.perf_counter() - began:.0f} s", *texts, *tables, sep="\n\n")
     return 0
 
 

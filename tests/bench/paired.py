@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 Clock = Callable[[], float]
@@ -106,9 +106,12 @@ def row(
 
 def table(rows: Sequence[Row]) -> str:
     """Plain text with aligned columns; numbers to the right."""
-    cells = [HEADER, *(r.cells() for r in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
-    texts = {0, 3, len(HEADER) - 1}
+    return aligned([HEADER, *(r.cells() for r in rows)], texts={0, 3, len(HEADER) - 1})
+
+
+def aligned(cells: Sequence[Sequence[str]], texts: Set[int]) -> str:
+    """Lines of cells, the first one a header: the columns in `texts` to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = ["  ".join(c.ljust(w) if i in texts else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
              for line in cells]  # fmt: skip
     lines.insert(1, "-" * max(len(line.rstrip()) for line in lines))
