@@ -16,7 +16,7 @@ import pytest
 
 from reports import _published, algorithm, index
 from reports._cost import duration
-from reports._tables import natural
+from reports._groups import natural
 from suite.errors import UsageError
 from suite.render import check, render, safe_name
 from suite.spec import Cell, Document, Plot, Table
