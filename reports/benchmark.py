@@ -132,7 +132,7 @@ def _leaderboard(
         return control[i], mean is None, sign * (mean or 0.0)
 
     order = sorted(range(len(groups)), key=place)
-    kept = [i for i in order if control[i]][:MOST // 4]
+    kept = [i for i in order if control[i]][: MOST // 4]
     kept = [i for i in order if not control[i]][:MOST] + kept
     entries = [Entry(groups[i], preset, control[i]) for i in kept]
     section = Section("", name, data, entries, (), recipes, evaluators)

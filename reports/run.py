@@ -110,7 +110,7 @@ def _confusion(
     results: Sequence[Result], record: RunRecord, evaluators: Mapping[str, Evaluator], archive: Archive
 ) -> Plot | None:
     """Of the first result that kept classes: linear before kNN before others."""
-    order = sorted(results, key=lambda one: (("linear", "knn").index(one.evaluator) if one.evaluator in ("linear", "knn") else 2))
+    order = sorted(results, key=lambda one: ("linear", "knn").index(one.evaluator) if one.evaluator in ("linear", "knn") else 2)
     for result in order:
         arrays = archive.predictions(record, result) if result.status == "ok" else None
         if arrays is not None and {"label", "pred"} <= set(arrays):
@@ -168,7 +168,8 @@ def _provenance(record: RunRecord) -> Table:
     packages = ", ".join(f"{name} {version}" for name, version in sorted(env.packages.items()))
     device = ", ".join(part for part in (env.device, f"{env.threads} threads" if env.threads else "") if part)
     pairs = [
-        ("run", record.id, ""), ("algorithm", f"{record.recipe}, version {record.recipe_version}", algorithm_page(record.recipe)),
+        ("run", record.id, ""),
+        ("algorithm", f"{record.recipe}, version {record.recipe_version}", algorithm_page(record.recipe)),
         ("settings digest", record.digest, ""), ("seed", str(record.seed), ""), ("weights", record.weights.sha256, ""),
         ("weights come from", record.weights.source, ""),
         ("backbone", f"{record.weights.arch}, {record.weights.parameters:,} parameters", ""),

@@ -6,9 +6,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+from reports import algorithm, benchmark, compare, index, run
 from suite.config import digest, to_dict
 from suite.record import Env, Result, RunRecord, Weights
 from suite.spec import Config, EvalConfig, Evaluator, Metric, Paper, Published, Recipe
+from suite.testing import EMPTY
 
 PRESET = "resnet50_8xb32-coslr-200e_in1k"
 ENV = Env(python="3.12", platform="linux-x86_64", device="cpu", threads=2, packages={"torch": "2.9.0"}, suite="0.1.0")
@@ -90,3 +92,20 @@ def records():
     """Two algorithms of three seeds, two controls."""
     found = [record("mocov2", seed, 68.0) for seed in range(3)] + [record("simclr", seed, 66.0) for seed in range(3)]
     return [*found, record("random", level=27.0), record("supervised", level=91.0)]
+
+
+def full_run(**metrics):
+    """A run of the published preset, with its figures on the published data sets."""
+    made = record("mocov2", preset=PRESET, results=[])
+    sha = made.weights.sha256
+    found = [
+        result("linear", sha, {"top1": 67.0, "top1.pooled": 67.0, **metrics}, data="imagenet"),
+        result("svm", sha, {"map": 84.3, "lowshot.k1": 43.0}, preset="mmselfsup", data="voc07"),
+    ]
+    return replace(made, results={one.key: one for one in found})
+
+
+def build(found=None, evaluators=EVALUATORS):
+    found = records() if found is None else found
+    pages = (index, algorithm, benchmark, compare, run)
+    return [document for one in pages for document in one.build(found, RECIPES, evaluators, EMPTY)]
