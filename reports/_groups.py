@@ -93,6 +93,19 @@ def notes_of(one: Group) -> list[str]:
     return list(dict.fromkeys(flat(note) for record in one.records for note in record.notes))
 
 
+def noted(groups: Sequence[Group], name: Callable[[Group], str]) -> list[str]:
+    """List items: every warning once, behind the names of the groups that have it."""
+    found: dict[str, dict[str, None]] = {}
+    for one in groups:
+        for note in notes_of(one):
+            found.setdefault(note, {})[name(one)] = None
+    return [f"- {_few(list(names))}: {note}" for note, names in found.items()]
+
+
+def _few(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def flat(text: str) -> str:
     """Text of a record as one line without a paragraph's markup."""
     return " ".join(text.split()).replace("`", "'")

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from reports._published import Figure
+from suite.spec import Recipe
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)
 STAGES = tuple(f"top1.stage{i}" for i in range(1, 6))
@@ -46,3 +50,13 @@ LAYOUT = (
 def slot(evaluator: str, dataset: str) -> Slot | None:
     """The place of an (evaluator, data set) in the layout; None when model zoos know none."""
     return next((one for one in LAYOUT if one.holds(evaluator, dataset)), None)
+
+
+def data_of(figure: Figure, recipes: Mapping[str, Recipe]) -> str:
+    """What a figure was measured on; when its source does not say, its preset's data or what its benchmark always has."""
+    if figure.dataset:
+        return figure.dataset
+    usual = next((place.datasets[0] for place in LAYOUT if place.evaluator == figure.evaluator), "")
+    recipe = recipes.get(figure.algorithm)
+    preset = recipe.presets.get(figure.preset) if recipe else None
+    return preset.dataset if preset and usual == "imagenet" else usual

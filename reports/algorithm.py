@@ -15,14 +15,14 @@ from reports._groups import (
     flat,
     group,
     is_control,
-    notes_of,
+    noted,
     run_hover,
     run_page,
     trained,
 )
 from reports._published import Figure, algorithms, figures, known_as
 from reports._sections import Entry, Section, build_section
-from reports._zoo import LAYOUT, slot
+from reports._zoo import LAYOUT, data_of, slot
 from suite.record import RunRecord
 from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, Table
 
@@ -54,7 +54,7 @@ def _document(
     parts: list[Table | Plot | str] = [*_about(name, recipe), *_runs(kept, len(ours), recipes)]
     measured = _measured(kept, beside, published, recipes, evaluators)
     if measured:
-        parts += ["## Measured here", *(build_section(section) for section in measured)]
+        parts += ["## Measured here", *(build_section(section) for section in measured), *_not_run(kept, evaluators)]
     parts.append("## Model zoo")
     parts += [build_section(section) for section in _layout(kept, beside, published, recipes, evaluators)]
     parts += [build_section(section) for section in _only_published(published, measured, recipes, evaluators)]
@@ -101,14 +101,25 @@ def _measured(
     """Tables of what model zoos have no place for: the embedded pictures, other people's data, other benchmarks."""
     sections = []
     names = {name for one in ours for name, _ in one.measured} | (set(evaluators) if ours else set())
-    for name in sorted(names, key=evaluator_order):
+    for name in sorted(names - set(_without(ours, evaluators)), key=evaluator_order):
         title = benchmark_title(name, evaluators)
         for data, entries in sorted(_sorted_entries(ours, controls, name).items()):
             if slot(name, data) is None and any(not entry.control for entry in entries):
-                wanted = [figure for figure in published if figure.evaluator == name and _data(figure, recipes) == data]
+                wanted = [figure for figure in published if figure.evaluator == name and data_of(figure, recipes) == data]
                 label = f"{title}, {data}" if data else title
                 sections.append(Section(label, name, data, entries, wanted, recipes, evaluators))
     return sections
+
+
+def _without(ours: Sequence[Group], evaluators: Mapping[str, Evaluator]) -> list[str]:
+    """Benchmarks that nobody tried on any of these runs."""
+    tried = {name for one in ours for name, _ in one.measured}
+    return [name for name in sorted(evaluators, key=evaluator_order) if name not in tried]
+
+
+def _not_run(ours: Sequence[Group], evaluators: Mapping[str, Evaluator]) -> list[str]:
+    missing = [benchmark_title(name, evaluators) for name in _without(ours, evaluators)]
+    return [f"Not run on any of these weights: {', '.join(missing)}."] if missing else []
 
 
 def _layout(
@@ -120,21 +131,11 @@ def _layout(
     for place in LAYOUT:
         by = _sorted_entries(ours, controls, place.evaluator)
         entries = [entry for data in place.datasets for entry in by.get(data, ())]
-        wanted = [f for f in published if place.holds(f.evaluator, _data(f, recipes))]
+        wanted = [f for f in published if place.holds(f.evaluator, data_of(f, recipes))]
         sections.append(
             Section(place.title, place.evaluator, place.datasets[0], entries, wanted, recipes, evaluators, place)
         )  # fmt: skip
     return sections
-
-
-def _data(figure: Figure, recipes: Mapping[str, Recipe]) -> str:
-    """What a figure was measured on; when its source does not say, its preset's data or what its benchmark always has."""
-    if figure.dataset:
-        return figure.dataset
-    usual = next((place.datasets[0] for place in LAYOUT if place.evaluator == figure.evaluator), "")
-    recipe = recipes.get(figure.algorithm)
-    preset = recipe.presets.get(figure.preset) if recipe else None
-    return preset.dataset if preset and usual == "imagenet" else usual
 
 
 def _only_published(
@@ -144,7 +145,7 @@ def _only_published(
     have = {(section.evaluator, section.dataset) for section in measured}
     by: dict[tuple[str, str], list[Figure]] = {}
     for figure in published:
-        key = (figure.evaluator, _data(figure, recipes))
+        key = (figure.evaluator, data_of(figure, recipes))
         if slot(*key) is None and key not in have:
             by.setdefault(key, []).append(figure)
     return [
@@ -182,7 +183,7 @@ def _runs(kept: Sequence[Group], count: int, recipes: Mapping[str, Recipe]) -> l
     parts: list[Table | Plot | str] = []
     if count > len(kept):
         parts.append(f"- This page shows the {len(kept)} newest of {count} groups of runs; the index has all of them.")
-    notes = [f"- {flat(one.preset)}: {note}" for one in kept for note in notes_of(one)]
+    notes = noted(kept, lambda one: flat(one.preset))
     parts += ["\n".join(notes)] if notes else []
     rows = []
     for one in kept:

@@ -24,7 +24,7 @@ from reports._published import Figure, algorithms, figures, known_as
 from reports._rank import rank_cell, ranks, span
 from reports._scores import CellKind, Score, best, fixed, score, score_cell, signed
 from reports._sections import DECIMALS, Entry, Section, column, metrics_of, printed, spread
-from reports._zoo import LAYOUT, slot
+from reports._zoo import LAYOUT, data_of, slot
 from suite.record import RunRecord
 from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, Table
 
@@ -195,7 +195,7 @@ def _published(
     usual = next((place.datasets[0] for place in LAYOUT if place.evaluator == name), "")
     by: dict[str, list[Figure]] = {}
     for figure in published:
-        by.setdefault(figure.dataset or usual, []).append(figure)
+        by.setdefault(data_of(figure, recipes), []).append(figure)
     parts: list[Table | Plot | str] = ["## Published by others"] if by else []
     for data, found in sorted(by.items(), key=lambda item: (item[0] != usual, item[0])):
         section = Section("", name, data, (), found, recipes, evaluators, slot(name, data))

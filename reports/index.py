@@ -16,7 +16,7 @@ from reports._groups import (
     headline,
     is_control,
     keys,
-    notes_of,
+    noted,
     run_hover,
     title_of,
     trained,
@@ -85,10 +85,20 @@ def columns_of(groups: Sequence[Group], evaluators: Mapping[str, Evaluator]) -> 
     return found
 
 
+def _tried(columns: Sequence[Column], groups: Sequence[Group]) -> tuple[Sequence[Column], str]:
+    """The columns that somebody tried, and a sentence about the others; all of them when nobody tried any."""
+    tried = {key for one in groups for key in one.measured}
+    kept = [column for column in columns if (column.evaluator, column.preset) in tried]
+    others = [column.evaluator for column in columns if column not in kept]
+    if not kept or not others:
+        return columns, ""
+    return kept, f"Run on none of these: {', '.join(others)}."
+
+
 def _section(
     dataset: str, groups: Sequence[Group], recipes: Mapping[str, Recipe], evaluators: Mapping[str, Evaluator]
 ) -> list[Table | Plot | str]:
-    columns = columns_of(groups, evaluators)
+    columns, untried = _tried(columns_of(groups, evaluators), groups)
     scores = [[score(one, c.evaluator, c.preset, c.metric.name, evaluators, recipes) for c in columns] for one in groups]
     control = [is_control(one, recipes) for one in groups]
     placed = _ranks(scores, columns, control)
@@ -104,12 +114,12 @@ def _section(
     titles = [c.title(evaluators) for c in columns]
     table = Table(
         f"Benchmarks and cost, {dataset}", ["Algorithm", "Preset", "Rank\n95 %", *titles, *COLUMNS], rows,
-        " ".join([RANKING if competing > 1 else "", *_notes(groups, columns, evaluators)]).strip(),
+        " ".join([RANKING if competing > 1 else "", *_notes(groups, columns, evaluators), untried]).strip(),
     )  # fmt: skip
     shown = [i for i in order if not control[i]][:PLOTTED]
     plot = _plot(dataset, shown, groups, scores, columns, recipes, evaluators)
     parts: list[Table | Plot | str] = [f"## Pre-trained on {flat(dataset)}", *([plot] if plot else []), table]
-    notes = [f"- {flat(one.recipe)} {flat(one.preset)}: {note}" for one in groups for note in notes_of(one)]
+    notes = noted(groups, lambda one: f"{flat(one.recipe)} {flat(one.preset)}")
     more = [f"- {len(notes) - NOTED} more warnings stand on the algorithms' pages."] if len(notes) > NOTED else []
     return [*parts, "\n".join([*notes[:NOTED], *more])] if notes else parts
 

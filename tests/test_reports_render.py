@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,11 +15,10 @@ import pytest
 
 from reports import algorithm, index
 from suite.errors import UsageError
-from suite.record import Env
 from suite.render import check, render, safe_name
 from suite.spec import Cell, Document, Plot, Table
 from suite.testing import EMPTY
-from tests.report_samples import EVALUATORS, RECIPES, build, full_run, record, records, result
+from tests.report_samples import EVALUATORS, HOSTILE, RECIPES, build, full_run, hostile_records, records
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -122,30 +120,6 @@ def test_html_is_well_formed_accessible_and_needs_no_network(tmp_path):
             assert file or fragment in page.ids
         text = path.read_text()
         assert not re.search(r"url\((?!#)|@import|<link[^>]+stylesheet", text)
-
-
-HOSTILE = "\ud800$\\x{<script>alert(1)</script>\"'|`*_[x](javascript:alert(1))\n# \u202eevil & \U0001f600" + "x" * 500
-
-
-def hostile_records():
-    odd = result(HOSTILE, "x", {HOSTILE: 1.0}, data=HOSTILE, selected={HOSTILE: HOSTILE}, why=HOSTILE)
-    bad = result("knn", "x", {}, status="failed", why=HOSTILE, preset=HOSTILE)
-    made = record(HOSTILE, notes=(HOSTILE,), preset=HOSTILE, results=[odd, bad], id=HOSTILE)
-    traps = [
-        "../../outside",
-        "/etc/outside",
-        "..",
-        "index",
-        "compare",
-        "INDEX",
-        "CON",
-        "bench-knn",
-        "\u202e../x",
-        "",
-        "a" * 500,
-    ]
-    found = [record(name, results=[], id=f"../{name}") for name in traps]
-    return [made, *found, replace(record("x", results=[]), env=Env(device=HOSTILE, packages={HOSTILE: HOSTILE}))]
 
 
 def test_hostile_names_are_harmless(tmp_path):
