@@ -48,6 +48,10 @@ class Group:
         """The results of one evaluator's preset over the seeds."""
         return self.measured.get((name, preset), ())
 
+    def data(self, name: str, preset: str) -> str:
+        """What one evaluator's preset was run on, see `evaluated_on`."""
+        return self.once(("data", name, preset), lambda: evaluated_on(self.results(name, preset)))
+
     @cached_property
     def versions(self) -> set[int]:
         """Versions of the recipe that the runs were made with."""

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from reports._groups import Group
@@ -37,26 +37,26 @@ class Score:
     where: tuple[str, ...] = ()
     "Its sources."
 
-    @property
+    @cached_property
     def mean(self) -> float | None:
         """Mean over seeds, None without a value."""
-        return statistics.fmean(self.values) if self.values else None
+        return math.fsum(self.values) / len(self.values) if self.values else None
 
-    @property
+    @cached_property
     def std(self) -> float:
         """Sample standard deviation over seeds, 0 for one seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+        if self.mean is None or len(self.values) < 2:
+            return 0.0
+        return math.sqrt(math.fsum((value - self.mean) ** 2 for value in self.values) / (len(self.values) - 1))
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval: over test images for one seed; for several, Student's over seeds joined with the images'."""
-        if not self.values or (len(self.values) == 1 and not self.ends):
-            return None
-        if len(self.values) == 1:
-            return self.ends[0]
-        n, mean = len(self.values), statistics.fmean(self.values)
+        n, mean = len(self.values), self.mean
+        if mean is None or n == 1:
+            return self.ends[0] if self.ends else None
         seeds = (STUDENT[n - 2] if n - 2 < len(STUDENT) else 2.1) * self.std / math.sqrt(n)
-        images = statistics.fmean((high - low) / 2 for low, high in self.ends) if self.ends else 0.0
+        images = sum(high - low for low, high in self.ends) / 2 / n
         half = math.hypot(seeds, images)  # all seeds see the same images, so that part does not shrink with n
         return mean - half, mean + half
 
@@ -66,26 +66,38 @@ def score(
 ) -> Score:
     """One metric of a group over the seeds that were measured alike, or the reason why there is none."""
     results = one.results(name, preset)
-    good = [result for result in results if result.status == "ok" and metric in result.metrics]
+    good = [result for result in results if result.status == "ok" and finite(result.metrics.get(metric))]
     if not good:
-        return Score((), (), why=_why(results))
+        return Score((), (), why=_why(results, metric))
     digests = [result.digest for result in good]
     chosen = max(sorted(set(digests)), key=digests.count)
     alike = tuple(result for result in good if result.digest == chosen)
     values = tuple(float(result.metrics[metric]) for result in alike)
-    ends = tuple((float(r.intervals[metric][0]), float(r.intervals[metric][1])) for r in alike if metric in r.intervals)
+    ends = tuple(pair for pair in (_ends(result, metric) for result in alike) if pair)
     return Score(
         values, alike, stale=_stale(one, alike, evaluators, recipes), aside=len(good) - len(alike),
         ends=ends if len(ends) == len(values) else (),
     )  # fmt: skip
 
 
-def _why(results: Sequence[Result]) -> str:
+def finite(value: object) -> bool:
+    """Whether a record's value is a number that can be shown."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _ends(result: Result, metric: str) -> tuple[float, float] | None:
+    pair = result.intervals.get(metric, ())
+    return (float(pair[0]), float(pair[1])) if len(pair) == 2 and all(finite(end) for end in pair) else None
+
+
+def _why(results: Sequence[Result], metric: str) -> str:
     if not results:
         return "not run"
     bad = next((result for result in results if result.status != "ok"), None)
     if bad is not None:
         return f"{bad.status}: {bad.why}" if bad.why else bad.status
+    if any(metric in result.metrics for result in results):
+        return "the stored value is not a finite number"
     return "not part of this protocol"
 
 

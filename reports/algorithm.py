@@ -10,7 +10,6 @@ from reports._groups import (
     Group,
     algorithm_page,
     benchmark_title,
-    evaluated_on,
     evaluator_order,
     flat,
     group,
@@ -26,8 +25,10 @@ from reports._zoo import LAYOUT, data_of, slot
 from suite.record import RunRecord
 from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, Table
 
-MOST = 40
+MOST = 20
 """Groups of runs on one page at most: the newest; the index has all."""
+CONTROLS = 3
+"""Groups of one control and data set beside them."""
 
 
 def build(
@@ -38,7 +39,7 @@ def build(
     by: dict[str, list[Group]] = {}
     for one in groups:
         by.setdefault(one.recipe, []).append(one)
-    controls = [one for one in groups if is_control(one, recipes)]
+    controls = _newest_controls([one for one in groups if is_control(one, recipes)])
     names = sorted({*recipes, *by, *algorithms()})
     return [_document(name, by.get(name, []), controls, recipes, evaluators) for name in names]
 
@@ -50,7 +51,7 @@ def _document(
     recipe, published = recipes.get(name), figures(name, recipes.get(name))
     kept = _newest(ours)
     datasets = {one.dataset for one in kept}
-    beside = [one for one in controls if one.recipe != name and one.dataset in datasets][:MOST]
+    beside = [one for one in controls if one.recipe != name and one.dataset in datasets]
     parts: list[Table | Plot | str] = [*_about(name, recipe), *_runs(kept, len(ours), recipes)]
     measured = _measured(kept, beside, published, recipes, evaluators)
     if measured:
@@ -63,20 +64,26 @@ def _document(
     return Document(algorithm_page(name), title, _summary(recipe, ours, published), parts, "Algorithms")
 
 
-def _newest(ours: Sequence[Group]) -> list[Group]:
-    """At most `MOST` groups, the newest, in their usual order."""
-    if len(ours) <= MOST:
+def _newest_controls(controls: Sequence[Group]) -> list[Group]:
+    """The newest few of every control and every data set: enough to stand beside other rows."""
+    by: dict[tuple[str, str], list[Group]] = {}
+    for one in controls:
+        by.setdefault((one.recipe, one.dataset), []).append(one)
+    return [one for found in by.values() for one in _newest(found, CONTROLS)]
+
+
+def _newest(ours: Sequence[Group], most: int = MOST) -> list[Group]:
+    """So many groups at most, the newest, in their usual order."""
+    if len(ours) <= most:
         return list(ours)
     age = sorted(range(len(ours)), key=lambda i: (max(run.created for run in ours[i].records), ours[i].digest))
-    return [ours[i] for i in sorted(age[-MOST:])]
+    return [ours[i] for i in sorted(age[-most:])]
 
 
 def _entries(one: Group, evaluator: str, control: bool) -> list[tuple[str, Entry]]:
     """(data set, row) per preset that was run; the default one without data when none was."""
     presets = sorted({preset for name, preset in one.measured if name == evaluator}, key=lambda p: (p != "default", p))
-    return [
-        (evaluated_on(one.results(evaluator, preset)), Entry(one, preset, control)) for preset in presets or ["default"]
-    ]  # fmt: skip
+    return [(one.data(evaluator, preset), Entry(one, preset, control)) for preset in presets or ["default"]]
 
 
 def _sorted_entries(
@@ -128,9 +135,9 @@ def _layout(
 ) -> list[Section]:  # fmt: skip
     """The model zoo's tables, each with what we measured and what others published."""
     sections = []
+    sorted_by = {name: _sorted_entries(ours, controls, name) for name in {place.evaluator for place in LAYOUT}}
     for place in LAYOUT:
-        by = _sorted_entries(ours, controls, place.evaluator)
-        entries = [entry for data in place.datasets for entry in by.get(data, ())]
+        entries = [entry for data in place.datasets for entry in sorted_by[place.evaluator].get(data, ())]
         wanted = [f for f in published if place.holds(f.evaluator, data_of(f, recipes))]
         sections.append(
             Section(place.title, place.evaluator, place.datasets[0], entries, wanted, recipes, evaluators, place)

@@ -11,7 +11,6 @@ from reports._groups import (
     algorithm_page,
     benchmark_page,
     benchmark_title,
-    evaluated_on,
     evaluator_order,
     group,
     headline,
@@ -59,7 +58,7 @@ def _document(
     for one in groups:
         for evaluator, preset in one.measured:
             if evaluator == name:
-                data = evaluated_on(one.results(name, preset)) if _succeeded(one, name, preset) else ""
+                data = one.data(name, preset) if _succeeded(one, name, preset) else ""
                 by.setdefault(data, {}).setdefault(preset, []).append(one)
     for data, presets in sorted(by.items()):
         if data:

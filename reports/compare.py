@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reports._groups import benchmark_title, evaluated_on, evaluator_order, natural, run_page
+from reports._scores import finite
 from reports.algorithm import flatten
 from suite.record import RunRecord
 from suite.spec import Archive, Document, Evaluator, Page, Recipe, Versus
@@ -59,7 +60,7 @@ def _values(run: RunRecord, evaluators: Mapping[str, Evaluator], detailed: bool)
         first = known.metrics[0].name if known else min(result.metrics, default="")
         for name, value in result.metrics.items() if detailed else ((first, result.metrics.get(first)),):
             label = name if result.preset == "default" else f"{name} [{result.preset}]"
-            if value is not None:
+            if value is not None and finite(value):
                 found[evaluator_order(result.evaluator), heading, label] = round(float(value), 3)
     for name, cost in COSTS:
         found[(90, "cost"), "Cost", name] = cost(run)

@@ -18,6 +18,8 @@ from suite.spec import Cell, Versus
 
 SHOWN = 200
 """Rows of a table that stand in the page as HTML; the browser builds the others when they are asked for."""
+LONG = 40
+"""Characters from which on a cell counts as prose and gets more room."""
 Href = Callable[[str], str]
 SPREAD = re.compile(r"^(.*?)( ± .*| \[.*)$", re.DOTALL)
 
@@ -35,7 +37,8 @@ def _row_html(row: Sequence[Cell], numeric: Sequence[bool], href: Href) -> str:
 def _cell_html(cell: Cell, first: bool, number: bool, href: Href) -> str:
     text = escape(visible(cell.text))
     shown = _spread(text) if number else text
-    names = " ".join(name for name in ("num" if number else "", cell.kind) if name)
+    long = not number and len(cell.text) > LONG
+    names = " ".join(name for name in ("num" if number else "", cell.kind, "long" if long else "") if name)
     opening = ('<th scope="row"' if first else "<td") + (f' class="{names}"' if names else "")
     opening += f' data-v="{cell.value}">' if cell.value is not None else ">"
     hover = escape(visible(cell.hover)) if cell.hover else ""
@@ -78,7 +81,7 @@ def _pack(cell: Cell, lines: dict[str, int], href: Href) -> Any:
 
 def script_json(value: Any) -> str:
     """JSON that cannot end the script element it stands in, nor start a comment there."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     text = text.encode("utf-8", "replace").decode()
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from suite.blocks import Block, blocks
 from suite.errors import UsageError
 from suite.markup import inline_html, inline_markdown, markdown_text, visible
 from suite.spec import Document, Plot
-from suite.store import write_bytes
+from suite.store import io_error
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -49,8 +51,8 @@ def render(documents: Sequence[Document], out: Path, formats: Sequence[str] = FO
     files = _files(documents, formats)
     for name, data in files.items():
         path = out / name
-        if not path.is_file() or path.read_bytes() != data:
-            write_bytes(path, data)
+        if not _same(path, data):
+            _write(path, data)
     for path in _orphans(files, out):
         path.unlink()
     return [out / name for name in files]
@@ -61,6 +63,19 @@ def check(documents: Sequence[Document], out: Path, formats: Sequence[str] = FOR
     files = _files(documents, formats)
     wrong = [out / name for name, data in files.items() if not _same(out / name, data)]
     return sorted(wrong + _orphans(files, out))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a page in one step. It is not synced to disk, as records are: it can be made again from them."""
+    partial = path.with_name(f".{path.name[:100]}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
+        raise io_error(path, error) from error
 
 
 def _same(path: Path, data: bytes) -> bool:
@@ -132,10 +147,6 @@ class Site:
     documents: Sequence[Document]
     names: Mapping[str, str]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_environment", self._make())
-        object.__setattr__(self, "_sources", self._read())
-
     def href(self, link: str) -> str:
         """Address of a document by name, or of a web page; empty for anything else."""
         if link in self.names:
@@ -148,11 +159,10 @@ class Site:
         views = [one for one in self.documents[1:] if not one.group]
         values: dict[str, Any] = {
             "document": document, "blocks": list(blocks(document)), "home": home, "mark": MARK, "views": views,
-            "file": self.names[document.name], "listed": None if home else self._listed(), **self._sources,  # type: ignore[attr-defined]
+            "file": self.names[document.name], "listed": None if home else self._listed(), **self.sources,
             "site": Markup(cells.site_json(self._search())) if not home and self.kind == "html" else "",
         }  # fmt: skip
-        template = self._environment.get_template(f"page.{self.kind}.jinja")  # type: ignore[attr-defined]
-        return template.render(values).rstrip("\n") + "\n"
+        return self.environment.get_template(f"page.{self.kind}.jinja").render(values).rstrip("\n") + "\n"
 
     def _listed(self) -> list[tuple[str, list[Document]]]:
         """Every other page by group, as the first page lists them."""
@@ -166,14 +176,20 @@ class Site:
             words = f"{one.name} {one.summary[:200]} {titles[:600]}"
             yield {"title": one.title, "file": self.href(one.name), "group": one.group, "words": words}
 
-    def _read(self) -> dict[str, Any]:
+    @cached_property
+    def sources(self) -> Mapping[str, Markup]:
+        """Script and style of an HTML page, and the hash by which its policy lets the script run."""
         if self.kind != "html":
             return {}
-        script, style = (self._environment.loader.get_source(self._environment, f"page.{end}")[0] for end in ("js", "css"))  # type: ignore[attr-defined]
+        loader = self.environment.loader
+        assert loader is not None
+        script, style = (loader.get_source(self.environment, f"page.{end}")[0] for end in ("js", "css"))
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        return {"script": Markup(script), "style": Markup(style), "script_hash": f"sha256-{digest}"}
+        return {"script": Markup(script), "style": Markup(style), "script_hash": Markup(f"sha256-{digest}")}
 
-    def _make(self) -> Environment:
+    @cached_property
+    def environment(self) -> Environment:
+        """The templates with the filters they use."""
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         environment = Environment(

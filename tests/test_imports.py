@@ -11,13 +11,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TORCH_FREE = {"spec", "config", "plugins", "record", "store", "errors", "progress", "cli", "presets", "metrics", "render"}
+TORCH_FREE = {
+    "spec",
+    "config",
+    "plugins",
+    "record",
+    "store",
+    "errors",
+    "progress",
+    "cli",
+    "presets",
+    "metrics",
+    "render",
+    "cells",
+    "blocks",
+}
 SUITE_FOR = {
     "recipes": {"spec", "method", "backbone", "data", "views", "optim", "nn", "presets", "errors", "draws"},
     "evaluators": {
         "spec", "backbone", "data", "optim", "bench", "train", "features", "nn", "views", "errors", "metrics", "method",
     },
-    "reports": {"spec", "record", "errors", "render"},
+    "reports": {"spec", "record", "errors", "render", "stats"},
 }  # fmt: skip
 NEVER = {
     "recipes": {"recipes", "evaluators", "reports", "lightning_fabric"},

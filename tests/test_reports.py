@@ -7,6 +7,7 @@ import csv
 import math
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,8 +39,13 @@ def cell(found, row, column):
     return next(r for r in found.rows if row in " ".join(c.text for c in r[:2]))[at]
 
 
+@cache
+def usual():
+    return tuple(build())
+
+
 def page(name, documents=None):
-    return next(document for document in documents or build() if document.name == name)
+    return next(document for document in documents or usual() if document.name == name)
 
 
 def test_index_shows_mean_spread_and_number_of_seeds():
@@ -85,7 +91,9 @@ def test_ranks_are_those_of_counting(pairs, higher):
 def test_nobody_gains_by_leaving_benchmarks_out():
     easy = ranks([(90.0, 90.0), (80.0, 80.0), (95.0, 95.0)])
     hard = ranks([(50.0, 50.0), (40.0, 40.0), None])
-    assert [r.text for r in overall([easy, hard], 3)] == ["1", "2–3", "2–3"]
+    assert [r.text for r in overall([easy], 3)] == ["2", "3", "1"]
+    assert [r.text for r in overall([easy, hard], 3)] == ["1", "3", "2"]
+    assert [r and r.text for r in overall([hard], 3)] == ["1", "2", None]
 
 
 def test_index_ranks_rows_and_not_controls():
@@ -120,6 +128,16 @@ def test_empty_cells_say_why():
     assert cell(found, "Random", "Training").hover == "nothing was trained"
     alone = index.build([record("mocov2", results=[])], RECIPES, EVALUATORS, EMPTY)[0]
     assert cell(table(alone, "Benchmarks"), "MoCo v2", "kNN").hover == "not run"
+
+
+def test_a_number_that_is_none_is_not_shown_and_breaks_no_page():
+    made = record("mocov2")
+    odd = replace(made.results["knn"], metrics={"top1": math.nan}, intervals={"top1": [1.0]})
+    half = replace(made.results["linear"], intervals={"top1": [math.inf, 3.0]})
+    found = build([replace(made, results={"knn": odd, "linear": half}), record("simclr")])
+    shown = cell(table(page("index", found), "Benchmarks"), "MoCo v2", "kNN")
+    assert (shown.text, shown.hover) == ("–", "the stored value is not a finite number")
+    assert cell(table(page("index", found), "Benchmarks"), "MoCo v2", "Linear probe").text == "50.0"
 
 
 def test_old_versions_are_marked_and_cannot_be_best():

@@ -15,7 +15,7 @@ import pytest
 
 from reports import algorithm, index
 from suite.errors import UsageError
-from suite.render import check, render, safe_name
+from suite.render import DARK, LIGHT, check, render, safe_name
 from suite.spec import Cell, Document, Plot, Table
 from suite.testing import EMPTY
 from tests.report_samples import EVALUATORS, HOSTILE, RECIPES, build, full_run, hostile_records, records
@@ -110,7 +110,7 @@ def test_html_is_well_formed_accessible_and_needs_no_network(tmp_path):
         assert tags.count("table") == tags.count("caption")
         sections = [values["class"] for tag, values in page.tags if tag == "section"]
         for tag, values in page.tags:
-            assert not {"src", "onclick", "onload", "style"} & set(values), tag
+            assert not {"src", "onclick", "onload"} & set(values), tag
             if tag == "th":
                 assert values["scope"] in ("row", "col")
                 assert values["scope"] == "row" or "versus" in sections or values["aria-sort"] == "none"
@@ -158,6 +158,13 @@ def test_rows_that_the_browser_builds_cannot_end_their_script(tmp_path):
     assert len(found["bodies"][0]) == 100 and found["bodies"][0][0][1] == ["</script><!--", 1.0]
     assert found["bodies"][0][0][0][3] == "", "no address that is neither a page nor the web"
     assert read_html(tmp_path / "d.html").tags.count(("tr", {})) == 201
+
+
+def test_standing_figures_and_the_page_have_the_same_colours():
+    style = (Path(__file__).parent.parent / "reports" / "templates" / "page.css").read_text()
+    light, dark = style.split("@media (prefers-color-scheme: dark)")[:2]
+    for colours, part in ((LIGHT, light), (DARK, dark)):
+        assert {role: re.search(rf"--{role}: (#\w+)", part)[1] for role in colours} == colours
 
 
 def test_markdown_tables_keep_their_columns(tmp_path):

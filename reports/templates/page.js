@@ -63,7 +63,7 @@
       const node = make(i ? "td" : "th");
       if (!i) node.scope = "row";
       const number = heads[i].classList.contains("num");
-      node.className = [number ? "num" : "", cell.kind].filter(Boolean).join(" ");
+      node.className = [number ? "num" : "", cell.kind, !number && cell.text.length > 40 ? "long" : ""].filter(Boolean).join(" ");
       const parts = number ? cell.text.match(/^(.+?)( ± .*| \[.*)$/s) : null;
       const text = parts ? [parts[1], make("span", { className: "pm" }, parts[2])] : [cell.text];
       const said = cell.said.map((line) => row.lines[line]).join("\n");
