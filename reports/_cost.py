@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from reports._scores import CellKind
@@ -19,8 +18,8 @@ def cost_cells(records: Sequence[RunRecord], control: bool, trained: bool = True
     why = "not measured" if trained else "nothing was trained"
     env = records[0].env
     hover = f"measured on {env.device}, {env.threads} threads" if env.device else ""
-    speed = statistics.fmean(record.images_per_second for record in records)
-    memory = statistics.fmean(record.peak_memory_mb for record in records)
+    speed = sum(record.images_per_second for record in records) / len(records)
+    memory = sum(record.peak_memory_mb for record in records) / len(records)
     parameters = records[0].weights.parameters
     return [
         _cell(f"{speed:,.0f}", speed, hover, kind, why),
@@ -38,7 +37,7 @@ def _cell(text: str, value: float, hover: str, kind: CellKind, why: str) -> Cell
 def _hours(records: Sequence[RunRecord], kind: CellKind, why: str) -> Cell:
     """Wall time of one run times what it kept busy: its GPU, or its CPU threads."""
     env = records[0].env
-    seconds = statistics.fmean(record.seconds for record in records)
+    seconds = sum(record.seconds for record in records) / len(records)
     cpu = env.device.startswith("cpu") or not env.device
     hours = seconds / 3600 * (max(env.threads, 1) if cpu else 1)
     digits = 0 if hours >= 100 else 1 if hours >= 10 else 2 if hours >= 0.1 else 3

@@ -95,18 +95,20 @@ def confusion(labels: Any, guesses: Any, where: str) -> Plot | None:
             if n <= 12:
                 ink = INK if share[i, j] < 55 else "#050505"
                 axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=8, color=ink)
-        axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), xlabel="predicted class", ylabel="true class", aspect="equal")
+        axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect="equal")
+        axes.set_xlabel("predicted class", fontsize=8)
+        axes.set_ylabel("true class", fontsize=8)
         axes.set_xticks(range(n), [str(k) for k in kept], fontsize=7 if n <= 20 else 5)
         axes.set_yticks(range(n), [str(k) for k in kept], fontsize=7 if n <= 20 else 5)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         drawn = svg(figure)
-    i, j = np.unravel_index(np.argmax(share - np.diag(np.diag(share))), share.shape)
+    true, taken = divmod(int(np.argmax(share - np.diag(np.diag(share)))), n)
     right = 100 * np.trace(table) / max(table.sum(), 1)
     chosen = f"the {n} classes of {count} mistaken most often" if n < count else f"{n} classes"
     said = f"Confusion matrix of {chosen}, percent of each true class. {right:.1f} % of all are right; "
     return Plot(f"Confusion matrix, {where}", drawn,
-                f"{said}most often, {share[i, j]:.0f} % of class {kept[i]} are taken for class {kept[j]}.")  # fmt: skip
+                f"{said}most often, {share[true, taken]:.0f} % of class {kept[true]} are taken for class {kept[taken]}.")  # fmt: skip
 
 
 def _tint(percent: float) -> float:

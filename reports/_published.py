@@ -94,7 +94,7 @@ def algorithms() -> list[str]:
 
 
 NAMES = (
-    "All4One", "BEiT", "BEiTv2", "CAE", "ClusterFit", "CMAE", "DCL", "DCLW", "DeepCluster", "DeepClusterV2", "DINO",
+    "BYOL", "DenseCL", "SimCLR", "SimSiam", "SwAV", "All4One", "BEiT", "BEiTv2", "CAE", "ClusterFit", "CMAE", "DCL", "DCLW", "DeepCluster", "DeepClusterV2", "DINO",
     "DINOv2", "EVA", "EVA-02", "FastSiam", "iBOT", "InterCLR", "LeJEPA", "MAE", "MaskFeat", "MFF", "MILAN", "MixMIM",
     "MSN", "NNCLR", "NPID", "NPID++", "ODC", "PIRL", "PixMIM", "PMSN", "ReSSL", "SimMIM", "SMoG", "SparK", "SupCon",
     "TiCo", "VIbCReg", "VICReg", "VICRegL", "VISReg", "W-MSE",
@@ -104,8 +104,9 @@ NAMES = (
 
 def known_as(name: str) -> str:
     """The usual spelling of an algorithm's name."""
-    if name == "mocov3":
-        return "MoCo v3"
+    spelled = {"barlowtwins": "Barlow Twins", "relative-loc": "Relative location", "rotation-pred": "Rotation prediction"}
+    if name in spelled or name.startswith("mocov"):
+        return spelled.get(name, f"MoCo {name[4:]}")
     plain = {known.lower().replace("-", "").replace("++", "pp"): known for known in NAMES}
     return plain.get(name, name.capitalize())
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,14 +57,15 @@ def overall(columns: Sequence[Sequence[Rank | None]], rows: int) -> list[Rank | 
     A row that a benchmark has no number of stands last there, so nobody gains by leaving benchmarks out.
     """
     spans: list[tuple[float, float] | None] = []
+    known = [column for column in columns if any(rank is not None for rank in column)]
     for i in range(rows):
-        mine = [column[i] for column in columns if any(rank is not None for rank in column)]
+        mine = [column[i] for column in known]
         if not any(rank is not None for rank in mine):
             spans.append(None)
             continue
         firsts = [rank.first if rank else rows for rank in mine]
         lasts = [rank.last if rank else rows for rank in mine]
-        spans.append((statistics.fmean(firsts), statistics.fmean(lasts)))
+        spans.append((sum(firsts) / len(firsts), sum(lasts) / len(lasts)))
     return ranks(spans, higher=False)
 
 

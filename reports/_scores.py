@@ -187,9 +187,20 @@ def provenance(one: Group, found: Score) -> list[str]:
     return lines + one.once(key, lambda: _of_results(found.results))
 
 
+def chosen(result: Result) -> str:
+    """Hyper-parameters that were chosen, in words."""
+    return ", ".join(f"{key} {_said(value)}" for key, value in sorted(result.selected.items()))
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{key} {_said(inner)}" for key, inner in value.items()) + ")"
+    return str(value)
+
+
 def _of_results(results: Sequence[Result]) -> list[str]:
     first = results[0]
-    selected = ", ".join(f"{key} {value}" for key, value in sorted(first.selected.items()))
+    selected = chosen(first)
     lines = [f"{first.evaluator}, preset {first.preset}, version {first.version}"]
     lines += [f"chosen: {selected[:300]}"] if selected else []
     lines += [f"data: {name} {fingerprint[:12]}" for name, fingerprint in sorted(first.data.items())]

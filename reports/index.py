@@ -85,11 +85,13 @@ def columns_of(groups: Sequence[Group], evaluators: Mapping[str, Evaluator]) -> 
     return found
 
 
-def _tried(columns: Sequence[Column], groups: Sequence[Group]) -> tuple[Sequence[Column], str]:
+def _tried(
+    columns: Sequence[Column], groups: Sequence[Group], evaluators: Mapping[str, Evaluator]
+) -> tuple[Sequence[Column], str]:
     """The columns that somebody tried, and a sentence about the others; all of them when nobody tried any."""
     tried = {key for one in groups for key in one.measured}
     kept = [column for column in columns if (column.evaluator, column.preset) in tried]
-    others = [column.evaluator for column in columns if column not in kept]
+    others = [benchmark_title(column.evaluator, evaluators) for column in columns if column not in kept]
     if not kept or not others:
         return columns, ""
     return kept, f"Run on none of these: {', '.join(others)}."
@@ -98,7 +100,7 @@ def _tried(columns: Sequence[Column], groups: Sequence[Group]) -> tuple[Sequence
 def _section(
     dataset: str, groups: Sequence[Group], recipes: Mapping[str, Recipe], evaluators: Mapping[str, Evaluator]
 ) -> list[Table | Plot | str]:
-    columns, untried = _tried(columns_of(groups, evaluators), groups)
+    columns, untried = _tried(columns_of(groups, evaluators), groups, evaluators)
     scores = [[score(one, c.evaluator, c.preset, c.metric.name, evaluators, recipes) for c in columns] for one in groups]
     control = [is_control(one, recipes) for one in groups]
     placed = _ranks(scores, columns, control)
@@ -110,7 +112,7 @@ def _section(
         cells = _row(groups[i], scores[i], recipes, floors.get(groups[i].config.get("arch"), floors.get("")))
         rows.append([cells[0], cells[1], rank_cell(placed[i], control[i], competing), *cells[2:]])
     for i, c in enumerate(columns):
-        rows = best(rows, i + 3, c.metric.higher_is_better)
+        rows = best(rows, i + 3, c.metric.higher_is_better) if c.scoring else rows
     titles = [c.title(evaluators) for c in columns]
     table = Table(
         f"Benchmarks and cost, {dataset}", ["Algorithm", "Preset", "Rank\n95 %", *titles, *COLUMNS], rows,

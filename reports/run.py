@@ -19,7 +19,7 @@ from reports._groups import (
     headline,
     run_page,
 )
-from reports._scores import finite, score, score_cell
+from reports._scores import chosen, finite, score, score_cell
 from reports.algorithm import flatten
 from suite.record import Result, RunRecord
 from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, Table
@@ -72,7 +72,7 @@ def _results(
         found = score(alone, result.evaluator, result.preset, head.name, evaluators, recipes)
         others = ", ".join(f"{name} {value:.2f}" for name, value in sorted(result.metrics.items())
                            if name != head.name and finite(value))  # fmt: skip
-        selected = ", ".join(f"{key} {value}" for key, value in sorted(result.selected.items()))
+        selected = chosen(result)
         rows.append([
             Cell(benchmark_title(result.evaluator, evaluators), link=benchmark_page(result.evaluator)),
             Cell(result.preset),

@@ -42,6 +42,12 @@ class Block:
             found.append(any(c.value is not None for c in cells) or _all_missing(cells))
         return found
 
+    @property
+    def small(self) -> bool:
+        """Whether a plot is narrow enough to stand at less than the page's width."""
+        found = re.search(r'viewBox="\S+ \S+ ([\d.]+)', self.plot.svg if self.plot else "")
+        return bool(found) and float(found[1]) < 600
+
     @cached_property
     def bodies(self) -> list[tuple[str, list[Sequence[Cell]]]]:
         """Consecutive rows of one kind, which is the kind of their first cell."""

@@ -160,7 +160,7 @@ class Site:
         values: dict[str, Any] = {
             "document": document, "blocks": list(blocks(document)), "home": home, "mark": MARK, "views": views,
             "file": self.names[document.name], "listed": None if home else self._listed(), **self.sources,
-            "site": Markup(cells.site_json(self._search())) if not home and self.kind == "html" else "",
+            "site": Markup(cells.site_json(list(self._search()))) if not home and self.kind == "html" else "",
         }  # fmt: skip
         return self.environment.get_template(f"page.{self.kind}.jinja").render(values).rstrip("\n") + "\n"
 
@@ -198,7 +198,7 @@ class Site:
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
-            finalize=lambda value: visible(value) if isinstance(value, str) else value,
+            finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else visible(value),
         )
         environment.filters.update(
             href=self.href,
@@ -243,7 +243,7 @@ def _themed(svg: str, number: int = 1) -> Markup:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{number}-", svg)
     for colour, role in COLOURS.items():
         svg = svg.replace(colour, f"var(--{role})")
-    return Markup(svg)  # a page's own drawing; the policy in the page's head stops scripts
+    return Markup(visible(svg))  # a page's own drawing; the policy in the page's head stops scripts
 
 
 def _standalone(plot: Plot) -> str:
