@@ -107,8 +107,8 @@ def confusion(labels: Any, guesses: Any, where: str) -> Plot | None:
     right = 100 * np.trace(table) / max(table.sum(), 1)
     chosen = f"the {n} classes of {count} mistaken most often" if n < count else f"{n} classes"
     said = f"Confusion matrix of {chosen}, percent of each true class. {right:.1f} % of all are right; "
-    return Plot(f"Confusion matrix, {where}", drawn,
-                f"{said}most often, {share[true, taken]:.0f} % of class {kept[true]} are taken for class {kept[taken]}.")  # fmt: skip
+    said += f"most often, {share[true, taken]:.0f} % of class {kept[true]} are taken for class {kept[taken]}."
+    return Plot(f"Confusion matrix, {where}", drawn, said)
 
 
 def _tint(percent: float) -> float:

@@ -94,10 +94,10 @@ def algorithms() -> list[str]:
 
 
 NAMES = (
-    "BYOL", "DenseCL", "SimCLR", "SimSiam", "SwAV", "All4One", "BEiT", "BEiTv2", "CAE", "ClusterFit", "CMAE", "DCL", "DCLW", "DeepCluster", "DeepClusterV2", "DINO",
-    "DINOv2", "EVA", "EVA-02", "FastSiam", "iBOT", "InterCLR", "LeJEPA", "MAE", "MaskFeat", "MFF", "MILAN", "MixMIM",
-    "MSN", "NNCLR", "NPID", "NPID++", "ODC", "PIRL", "PixMIM", "PMSN", "ReSSL", "SimMIM", "SMoG", "SparK", "SupCon",
-    "TiCo", "VIbCReg", "VICReg", "VICRegL", "VISReg", "W-MSE",
+    "BYOL", "DenseCL", "SimCLR", "SimSiam", "SwAV", "All4One", "BEiT", "BEiTv2", "CAE", "ClusterFit", "CMAE", "DCL",
+    "DCLW", "DeepCluster", "DeepClusterV2", "DINO", "DINOv2", "EVA", "EVA-02", "FastSiam", "iBOT", "InterCLR", "LeJEPA",
+    "MAE", "MaskFeat", "MFF", "MILAN", "MixMIM", "MSN", "NNCLR", "NPID", "NPID++", "ODC", "PIRL", "PixMIM", "PMSN",
+    "ReSSL", "SimMIM", "SMoG", "SparK", "SupCon", "TiCo", "VIbCReg", "VICReg", "VICRegL", "VISReg", "W-MSE",
 )  # fmt: skip
 """How the authors of algorithms without a recipe here write their names."""
 
