@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports._groups import Group, title_of
+from reports._groups import Group, flat, title_of
 from reports._scores import fixed, score, signed
+from suite.errors import UsageError
 from suite.spec import Archive, Cell, Evaluator, Recipe, Table
 
 ALPHA = 0.05
@@ -17,38 +18,36 @@ MOST = 40
 
 def pairwise_table(
     groups: Sequence[Group], evaluator: Evaluator, preset: str, dataset: str, recipes: Mapping[str, Recipe], archive: Archive
-) -> Table | None:
-    """Every pair of rows that kept predictions, by their first seed; None when there are too many rows or too few."""
+) -> Table | str | None:
+    """Every pair of rows that kept predictions, by their first seed; a sentence when there are too many; None without."""
     if len(groups) > MOST:
-        return None
+        return f"Pairs are tested for up to {MOST} rows; there are {len(groups):,} here."
     contenders = _predictions(groups, evaluator, preset, recipes, archive)
     if len(contenders) < 2:
         return None
+    try:
+        pairs = _compare(contenders)
+    except UsageError as error:
+        return f"Pairs could not be tested: {flat(str(error))}"
     rows = [
         [Cell(a), Cell(b), Cell(signed(difference, 2), difference), _p(p), _p(adjusted), Cell("differ" if significant else "–")]
-        for a, b, difference, p, adjusted, significant in _compare(contenders)
+        for a, b, difference, p, adjusted, significant in pairs
     ]
     note = (
         f"Each pair is tested on the same test images, first seeds only. The corrected p counts all {len(rows)} pairs: below "
         f"{ALPHA:g} the two differ by more than the choice of test images explains. It says nothing about other seeds."
     )
     title = f"Which differences are real, {dataset}"
-    return Table(title, ["A", "B", "A − B\npoints", "p", "p\ncorrected", "Verdict"], rows, note) if rows else None
+    return Table(title, ["A", "B", "B − A\npoints", "p", "p\ncorrected", "Verdict"], rows, note) if rows else None
 
 
 def _compare(contenders: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, float, float, float, bool]]:
-    """(a, b, difference, p, corrected p, significant) of every pair; the one place that knows the statistics module."""
+    """(a, b, b − a, p, corrected p, significant) of every pair; the one place that knows the statistics module."""
     try:
         from suite.stats import pairwise  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return []
-    return [_plain(row) for row in pairwise(contenders, ALPHA)]
-
-
-def _plain(row: Any) -> tuple[str, str, float, float, float, bool]:
-    if isinstance(row, tuple) and not hasattr(row, "adjusted_p"):
-        return row  # type: ignore[return-value]
-    return row.a, row.b, row.difference, row.p, row.adjusted_p, row.significant
+    return [(pair.a, pair.b, pair.difference, pair.p, pair.adjusted, pair.significant) for pair in pairwise(contenders, ALPHA)]
 
 
 def _predictions(

@@ -32,7 +32,7 @@ LAYOUT = (
     Slot("VOC07 SVM and low-shot SVM", "svm", ("voc07",), ("map", *(f"lowshot.k{k}" for k in SHOTS))),
     Slot("ImageNet linear evaluation", "linear", ("imagenet",), (*STAGES, "top1.pooled")),
     Slot("Places205 linear evaluation", "linear", ("places205",), STAGES),
-    Slot("iNaturalist 2018 linear evaluation", "linear", ("inat2018",), STAGES),
+    Slot("iNaturalist 2018 linear evaluation", "linear", ("inat2018", "inaturalist2018"), STAGES),
     Slot("ImageNet nearest neighbours (kNN)", "knn", ("imagenet",), tuple(f"top1.k{k}" for k in (10, 20, 100, 200))),
     Slot("ImageNet semi-supervised", "semi_supervised", ("imagenet",), ("top1.1pct", "top5.1pct", "top1.10pct", "top5.10pct")),
     Slot("Pascal VOC07+12 detection", "detection", ("voc07+12", "voc0712"), ("ap50", "map", "ap75")),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from suite import cells
-from suite.blocks import Block, blocks
+from suite.blocks import Block, blocks, slug
 from suite.errors import UsageError
 from suite.markup import inline_html, inline_markdown, markdown_text, visible
 from suite.spec import Document, Plot
@@ -131,8 +131,7 @@ def safe_name(name: str) -> str:
     """A file name (without suffix) for a document's name; plain names stay, others get a hash and cannot collide."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
         return name
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "section"
-    return f"{plain[:60]}-{_short_hash(name)}"
+    return f"{slug(name)[:60]}-{_short_hash(name)}"
 
 
 def _short_hash(name: str) -> str:

@@ -246,7 +246,8 @@ def test_pairs_are_compared_on_stored_predictions_and_not_for_too_many_rows(monk
     assert [c.text for c in made.rows[0]] == ["a", "b", "+1.25", "< 0.001", "0.020", "differ"]
     many = [replace(groups[0], digest=str(i)) for i in range(_pairwise.MOST + 1)]
     archive.predictions = None  # would be called
-    assert _pairwise.pairwise_table(many, EVALUATORS["knn"], "default", "digits", RECIPES, archive) is None
+    said = _pairwise.pairwise_table(many, EVALUATORS["knn"], "default", "digits", RECIPES, archive)
+    assert said == "Pairs are tested for up to 40 rows; there are 41 here."
 
 
 def test_unknown_recipes_and_evaluators_still_show():
