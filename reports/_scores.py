@@ -70,8 +70,8 @@ def score(
     if not good:
         return Score((), (), why=_why(results, metric))
     digests = [result.digest for result in good]
-    chosen = max(sorted(set(digests)), key=digests.count)
-    alike = tuple(result for result in good if result.digest == chosen)
+    most = digests[0] if len(set(digests)) == 1 else max(sorted(set(digests)), key=digests.count)
+    alike = tuple(result for result in good if result.digest == most)
     values = tuple(float(result.metrics[metric]) for result in alike)
     ends = tuple(pair for pair in (_ends(result, metric) for result in alike) if pair)
     return Score(
