@@ -38,7 +38,8 @@ class Panel:
 
     title: str
     values: Sequence[float | None]
-    spread: Sequence[float]
+    ends: Sequence[tuple[float, float] | None]
+    "95 % intervals, where they are known."
     controls: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -47,22 +48,22 @@ def dots(rows: Sequence[str], panels: Sequence[Panel], width: float = 11.0) -> s
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = [_label(row) for row in rows]
+    rows = [label(row) for row in rows]
     height = 0.95 + 0.34 * len(rows)
-    label = min(2.6, 0.35 + 0.085 * max((len(row) for row in rows), default=0))
+    space = min(2.6, 0.35 + 0.085 * max((len(row) for row in rows), default=0))
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the reader's fonts draw the text, not ours
         figure = Figure(figsize=(width, height))
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         figure.subplots_adjust(
-            left=label / width, right=1 - 0.15 / width, top=1 - 0.55 / height, bottom=0.32 / height, wspace=0.14
+            left=space / width, right=1 - 0.15 / width, top=1 - 0.55 / height, bottom=0.32 / height, wspace=0.14
         )
         for axes, panel in zip(grid, panels, strict=True):
             _panel(axes, panel, rows)
-        return _svg(figure)
+        return svg(figure)
 
 
-def _label(text: str, longest: int = 32) -> str:
+def label(text: str, longest: int = 32) -> str:
     """Printable characters only, and not too many."""
     shown = "".join(character for character in text if character.isprintable())
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
@@ -72,30 +73,34 @@ DASHES = ("dashed", "dotted", "dashdot", "solid")
 
 
 def _panel(axes: Any, panel: Panel, rows: Sequence[str]) -> None:
-    for i, (value, spread) in enumerate(zip(panel.values, panel.spread, strict=True)):
+    for i, (value, ends) in enumerate(zip(panel.values, panel.ends, strict=True)):
         axes.axhline(i, color=LINE, linewidth=0.6, zorder=0)
         if value is not None:
-            axes.errorbar(value, i, xerr=spread or None, fmt="o", color=ACCENT, markersize=5.5, linewidth=1.5)
+            axes.plot(value, i, "o", color=ACCENT, markersize=5.5)
+        if value is not None and ends is not None:
+            axes.plot(ends, (i, i), color=ACCENT, linewidth=1.5, solid_capstyle="round")
     for dash, (name, value) in zip(DASHES, sorted(panel.controls.items()), strict=False):
         axes.axvline(value, color=MUTED, linewidth=1, linestyle=dash, zorder=1)
         axes.annotate(
-            _label(name, 14), (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
+            label(name, 14), (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
             ha="center", fontsize=7, color=MUTED,
         )  # fmt: skip
     known = [v for v in (*panel.values, *panel.controls.values()) if v is not None]
+    known += [end for ends in panel.ends if ends is not None for end in ends]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     margin = 0.18 * (high - low) or max(1.0, 0.1 * abs(high))
     axes.set_xlim(low - margin, high + margin)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), rows)
-    axes.set_title("\n".join(_label(line) for line in panel.title.splitlines()), fontsize=9, loc="left", pad=14, color=INK)
+    axes.set_title("\n".join(label(line) for line in panel.title.splitlines()), fontsize=9, loc="left", pad=14, color=INK)
     axes.tick_params(length=0, labelsize=8)
     axes.tick_params(axis="y", labelsize=9)
     axes.locator_params(axis="x", nbins=3)
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
+    """The figure as SVG text, the same bytes every time."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
     svg = buffer.getvalue()

@@ -13,7 +13,7 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u20
 
 def visible(text: str) -> str:
     """The text without characters that hide or reorder others; keeps its type, so safe text stays marked safe."""
-    return type(text)(UNSEEN.sub("", text))
+    return text if text.isprintable() else type(text)(UNSEEN.sub("", text))
 
 
 CODE = re.compile(r"`([^`]+)`")
@@ -23,7 +23,7 @@ URL = re.compile(r"(https?://[^\s<>\"']+[^\s<>\"'.,;:)])")
 def inline_html(text: str) -> Markup:
     """Escaped text with `code` and addresses made live."""
     pieces = []
-    for i, piece in enumerate(CODE.split(text)):
+    for i, piece in enumerate(CODE.split(visible(text))):
         if i % 2:
             pieces.append(Markup("<code>{}</code>").format(piece))
             continue

@@ -5,20 +5,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from suite import cells
+from suite.blocks import Block, blocks, slug
 from suite.errors import UsageError
 from suite.markup import inline_html, inline_markdown, markdown_text, visible
-from suite.spec import Cell, Document, Plot, Table
-from suite.store import write_bytes
+from suite.spec import Document, Plot
+from suite.store import io_error
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -35,7 +38,7 @@ def render(documents: Sequence[Document], out: Path, formats: Sequence[str] = FO
     and backticks mark code. Everything else, and everything inside, is plain text and escaped.
 
     Args:
-        documents: what the pages built, names unique.
+        documents: what the pages built, names unique; the first one is the one that the others link back to.
         out: target folder.
         formats: any of `md` and `html`.
 
@@ -48,8 +51,8 @@ def render(documents: Sequence[Document], out: Path, formats: Sequence[str] = FO
     files = _files(documents, formats)
     for name, data in files.items():
         path = out / name
-        if not path.is_file() or path.read_bytes() != data:
-            write_bytes(path, data)
+        if not _same(path, data):
+            _write(path, data)
     for path in _orphans(files, out):
         path.unlink()
     return [out / name for name in files]
@@ -62,11 +65,24 @@ def check(documents: Sequence[Document], out: Path, formats: Sequence[str] = FOR
     return sorted(wrong + _orphans(files, out))
 
 
+def _write(path: Path, data: bytes) -> None:
+    """Replace a page in one step. It is not synced to disk, as records are: it can be made again from them."""
+    partial = path.with_name(f".{path.name[:100]}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
+        raise io_error(path, error) from error
+
+
 def _same(path: Path, data: bytes) -> bool:
     return path.is_file() and path.read_bytes() == data
 
 
-def _orphans(files: dict[str, bytes], out: Path) -> list[Path]:
+def _orphans(files: Mapping[str, bytes], out: Path) -> list[Path]:
     if not out.is_dir():
         return []
     found = []
@@ -82,181 +98,143 @@ def _files(documents: Sequence[Document], formats: Sequence[str]) -> dict[str, b
     for kind in formats:
         if kind not in FORMATS:
             raise UsageError(f"unknown page format {kind!r} (valid: {', '.join(FORMATS)})")
-    names = {document.name: safe_name(document.name) for document in documents}
-    _check_unique(documents, names)
-    environments = {kind: _environment(kind, names) for kind in formats}
+    names = _names(documents)
+    sites = {kind: Site(kind, documents, names) for kind in formats}
     files = {}
     for document in documents:
         name = names[document.name]
-        for kind, environment in environments.items():
-            files[f"{name}.{kind}"] = _page(document, kind, environment, name, documents).encode()
+        for kind, site in sites.items():
+            files[f"{name}.{kind}"] = site.page(document).encode()
         if "md" in formats:
             plots = [part for part in document.parts if isinstance(part, Plot)]
             files.update({f"{name}-{i}.svg": _standalone(plot).encode() for i, plot in enumerate(plots, 1)})
     return dict(sorted(files.items()))
 
 
-def _check_unique(documents: Sequence[Document], names: dict[str, str]) -> None:
-    seen: set[str] = set()
+def _names(documents: Sequence[Document]) -> dict[str, str]:
+    """File name (without suffix) of every document. Names that differ only in case get a hash: some disks know no case."""
+    twice = [name for name, count in Counter(document.name for document in documents).items() if count > 1]
+    if twice:
+        raise UsageError(f"two pages are called {twice[0]!r}; rename one algorithm or page")
+    taken: set[str] = set()
+    names = {}
     for document in documents:
-        lowered = names[document.name].lower()  # some file systems know no case
-        if lowered in seen:
-            raise UsageError(f"two pages are called {document.name!r}; rename one algorithm or page")
-        seen.add(lowered)
+        name = safe_name(document.name)
+        if name.lower() in taken:
+            name = f"{name[:90]}-{_short_hash(document.name)}"
+        taken.add(name.lower())
+        names[document.name] = name
+    return names
 
 
 def safe_name(name: str) -> str:
     """A file name (without suffix) for a document's name; plain names stay, others get a hash and cannot collide."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
         return name
-    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{slug(name)[:60]}-{digest}"
+    return f"{slug(name)[:60]}-{_short_hash(name)}"
 
 
-def slug(text: str) -> str:
-    """Lower-case ASCII words joined by hyphens, for anchors."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
+def _short_hash(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
-class Block:
-    """One piece of a page in the shape the templates want."""
+class Site:
+    """All pages of one format: what a page needs to know about the others."""
 
     kind: str
-    "heading, code, list, paragraph, table or plot."
-    anchor: str = ""
-    text: str = ""
-    items: Sequence[str] = ()
-    table: Table | None = None
-    plot: Plot | None = None
-    number: int = 0
+    documents: Sequence[Document]
+    names: Mapping[str, str]
 
-    @cached_property
-    def numeric(self) -> list[bool]:
-        """Which columns of the table hold numbers, or would if they were not empty."""
-        assert self.table is not None
-        columns = list(zip(*self.table.rows, strict=True)) or [()] * len(self.table.columns)
-        return [any(c.value is not None for c in cells) or _all_missing(cells) for cells in columns]
-
-    @cached_property
-    def bodies(self) -> list[tuple[str, list[Sequence[Cell]]]]:
-        """Consecutive rows of one kind, which is the kind of their first cell."""
-        assert self.table is not None
-        return [(kind, list(rows)) for kind, rows in groupby(self.table.rows, key=lambda row: row[0].kind)]
-
-    @cached_property
-    def footnotes(self) -> list[str]:
-        """Why cells are empty or stale, each reason once, in order of appearance."""
-        assert self.table is not None
-        cells = (cell for row in self.table.rows for cell in row)
-        return list(dict.fromkeys(reason(c) for c in cells if reason(c)))
-
-
-def _all_missing(cells: Sequence[Cell]) -> bool:
-    return bool(cells) and all(cell.kind == "missing" for cell in cells)
-
-
-def reason(cell: Cell) -> str:
-    """Why a cell is empty or stale: the first line of what it says on pointing."""
-    return cell.hover.partition("\n")[0] if cell.kind in ("missing", "stale") else ""
-
-
-def _blocks(document: Document) -> Iterator[Block]:
-    anchors: dict[str, int] = {}
-    plots = 0
-
-    def anchor(title: str) -> str:
-        base = slug(title)
-        anchors[base] = anchors.get(base, 0) + 1
-        return base if anchors[base] == 1 else f"{base}-{anchors[base]}"
-
-    for part in document.parts:
-        if isinstance(part, Table):
-            for row in part.rows:
-                if len(row) != len(part.columns):
-                    raise UsageError(f"table {part.title!r}: a row has {len(row)} cells for {len(part.columns)} columns")
-            yield Block("table", anchor(part.title), part.title, table=part)
-        elif isinstance(part, Plot):
-            plots += 1
-            yield Block("plot", anchor(part.title), part.title, plot=part, number=plots)
-        elif part.startswith("## "):
-            yield Block("heading", anchor(part[3:]), part[3:])
-        else:
-            lines = part.splitlines() or [""]
-            if all(line.startswith("    ") for line in lines):
-                yield Block("code", text="\n".join(line[4:] for line in lines))
-            elif all(line.startswith("- ") for line in lines):
-                yield Block("list", items=[line[2:] for line in lines])
-            else:
-                yield Block("paragraph", text=part)
-
-
-def _page(document: Document, kind: str, environment: Environment, file: str, documents: Sequence[Document]) -> str:
-    blocks = list(_blocks(document))
-    home = documents[0] if documents and documents[0].name != document.name else None
-    values: dict[str, Any] = {"document": document, "blocks": blocks, "home": home, "mark": MARK, "file": file}
-    if kind == "html":
-        script, _, _ = environment.loader.get_source(environment, "page.js")  # type: ignore[union-attr]
-        style, _, _ = environment.loader.get_source(environment, "page.css")  # type: ignore[union-attr]
-        values |= {"script": Markup(script), "style": Markup(style), "script_hash": _hash(script)}
-    return environment.get_template(f"page.{kind}.jinja").render(values).rstrip("\n") + "\n"
-
-
-def _hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _environment(kind: str, names: dict[str, str]) -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("reports", "templates"),
-        autoescape=kind == "html",
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if isinstance(value, str) else value,
-    )
-
-    def href(link: str) -> str:
-        if link in names:
-            return f"{names[link]}.{kind}"
+    def href(self, link: str) -> str:
+        """Address of a document by name, or of a web page; empty for anything else."""
+        if link in self.names:
+            return f"{self.names[link]}.{self.kind}"
         return link if re.match(r"https?://", link) else ""
 
-    environment.filters.update(
-        href=href,
-        inline=inline_html if kind == "html" else inline_markdown,
-        spread=_spread,
-        cell=_markdown_cell,
-        themed=_themed,
-        plain=markdown_text,
-    )
-    return environment
+    def page(self, document: Document) -> str:
+        """The text of a document's file."""
+        home = self.documents[0] if self.documents[0].name != document.name else None
+        views = [one for one in self.documents[1:] if not one.group]
+        values: dict[str, Any] = {
+            "document": document, "blocks": list(blocks(document)), "home": home, "mark": MARK, "views": views,
+            "file": self.names[document.name], "listed": None if home else self._listed(), **self.sources,
+            "site": Markup(cells.site_json(list(self._search()))) if not home and self.kind == "html" else "",
+        }  # fmt: skip
+        return self.environment.get_template(f"page.{self.kind}.jinja").render(values).rstrip("\n") + "\n"
 
+    def _listed(self) -> list[tuple[str, list[Document]]]:
+        """Every other page by group, as the first page lists them."""
+        groups = ("Benchmarks", "Algorithms", "Runs", *sorted({one.group for one in self.documents}))
+        by = {group: [one for one in self.documents[1:] if one.group == group] for group in dict.fromkeys(groups)}
+        return [(group, found) for group, found in by.items() if group and found]
 
-def _markdown_cell(cell: Cell, href: str, footnotes: Sequence[str]) -> str:
-    text = markdown_text(cell.text)
-    if cell.kind == "best":
-        text = f"**{text}**"
-    elif cell.kind in ("published", "control"):
-        text = f"*{text}*" if text else ""
-    if href:
-        text = f"[{text}]({href})"
-    if reason(cell):
-        text += f"<sup>{footnotes.index(reason(cell)) + 1}</sup>"
-    return text
+    def _search(self) -> Iterator[dict[str, str]]:
+        for one in self.documents[1:]:
+            titles = " ".join(part.title for part in one.parts if not isinstance(part, str))
+            words = f"{one.name} {one.summary[:200]} {titles[:600]}"
+            yield {"title": one.title, "file": self.href(one.name), "group": one.group, "words": words}
 
+    @cached_property
+    def sources(self) -> Mapping[str, Markup]:
+        """Script and style of an HTML page, and the hash by which its policy lets the script run."""
+        if self.kind != "html":
+            return {}
+        loader = self.environment.loader
+        assert loader is not None
+        script, style = (loader.get_source(self.environment, f"page.{end}")[0] for end in ("js", "css"))
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        return {"script": Markup(script), "style": Markup(style), "script_hash": Markup(f"sha256-{digest}")}
 
-def _spread(text: str) -> Markup:
-    """Text with its `± …` part set apart."""
-    head, sign, tail = text.partition(" ± ")
-    return escape(head) + (Markup(' <span class="pm">± {}</span>').format(tail) if sign else "")
+    @cached_property
+    def environment(self) -> Environment:
+        """The templates with the filters they use."""
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+        environment = Environment(
+            loader=PackageLoader("reports", "templates"),
+            autoescape=self.kind == "html",
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else visible(value),
+        )
+        environment.filters.update(
+            href=self.href,
+            inline=inline_html if self.kind == "html" else inline_markdown,
+            plain=markdown_text,
+            themed=_themed,
+            rows=lambda block: cells.rows_markdown(block, self.href),
+            beginning=self._beginning,
+            remaining=self._remaining,
+            versus=lambda part: Markup(cells.versus_json(part, self.href)),
+            first_two=cells.versus_markdown,
+        )
+        return environment
+
+    def _beginning(self, block: Block) -> list[tuple[str, Markup]]:
+        """Every body of a table with the rows that stand in the page."""
+        found, left = [], cells.SHOWN
+        for kind, rows in block.bodies:
+            here = rows[: max(left, 0)]
+            left -= len(here)
+            found.append((kind, Markup(cells.rows_html(here, block.numeric, self.href))))
+        return found
+
+    def _remaining(self, block: Block) -> Markup | None:
+        """The rows that the browser builds, as JSON; None when the page has all."""
+        rest, left = [], cells.SHOWN
+        for kind, rows in block.bodies:
+            here = min(len(rows), max(left, 0))
+            left -= here
+            rest.append((kind, rows[here:]))
+        return Markup(cells.rows_json(rest, self.href)) if any(rows for _, rows in rest) else None
 
 
 COLOURS = {"#010101": "ink", "#020202": "muted", "#030303": "line", "#040404": "accent", "#050505": "paper"}
 """Colours a plot uses to mean a role of the page's theme."""
-LIGHT = {"ink": "#1a1d21", "muted": "#59626d", "line": "#dfe3e8", "accent": "#2457c5", "paper": "#ffffff"}
-DARK = {"ink": "#e8eaed", "muted": "#a0a9b4", "line": "#343a42", "accent": "#8ab4ff", "paper": "#15181c"}
+LIGHT = {"ink": "#1d1c1a", "muted": "#5f5b53", "line": "#dedad1", "accent": "#2a5b8c", "paper": "#fdfcf9"}
+DARK = {"ink": "#e7e4dd", "muted": "#a5a096", "line": "#3a3935", "accent": "#8db9e2", "paper": "#171716"}
 
 
 def _themed(svg: str, number: int = 1) -> Markup:
@@ -264,7 +242,7 @@ def _themed(svg: str, number: int = 1) -> Markup:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{number}-", svg)
     for colour, role in COLOURS.items():
         svg = svg.replace(colour, f"var(--{role})")
-    return Markup(svg)  # a page's own drawing; the policy in the page's head stops scripts
+    return Markup(visible(svg))  # a page's own drawing; the policy in the page's head stops scripts
 
 
 def _standalone(plot: Plot) -> str:

@@ -225,6 +225,21 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Versus:
+    """Any two of many things side by side: in HTML the reader chooses which, markdown shows the first two."""
+
+    title: str
+    names: Sequence[str]
+    "What can be chosen."
+    links: Sequence[str]
+    "The page of each, or an empty string."
+    rows: Sequence[tuple[str, str]]
+    "Heading and label of every row."
+    values: Sequence[Sequence[float | str | None]]
+    "Per thing, a value per row: numbers are subtracted, text is only shown."
+
+
+@dataclass(frozen=True)
 class Document:
     """What a page builds: rendered to markdown and HTML by the same templates."""
 
@@ -232,8 +247,10 @@ class Document:
     "File name without suffix."
     title: str
     summary: str
-    parts: Sequence[Table | Plot | str]
-    "Tables, plots and paragraphs in order."
+    parts: Sequence[Table | Plot | Versus | str]
+    "Tables, plots, comparisons and paragraphs in order."
+    group: str = ""
+    "Heading under which the first page lists this one: Algorithms, Benchmarks, Runs; empty: among the views."
 
 
 class Archive(Protocol):

@@ -6,9 +6,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+from reports import algorithm, benchmark, compare, index, run
 from suite.config import digest, to_dict
 from suite.record import Env, Result, RunRecord, Weights
 from suite.spec import Config, EvalConfig, Evaluator, Metric, Paper, Published, Recipe
+from suite.testing import EMPTY
 
 PRESET = "resnet50_8xb32-coslr-200e_in1k"
 ENV = Env(python="3.12", platform="linux-x86_64", device="cpu", threads=2, packages={"torch": "2.9.0"}, suite="0.1.0")
@@ -90,3 +92,64 @@ def records():
     """Two algorithms of three seeds, two controls."""
     found = [record("mocov2", seed, 68.0) for seed in range(3)] + [record("simclr", seed, 66.0) for seed in range(3)]
     return [*found, record("random", level=27.0), record("supervised", level=91.0)]
+
+
+def full_run(**metrics):
+    """A run of the published preset, with its figures on the published data sets."""
+    made = record("mocov2", preset=PRESET, results=[])
+    sha = made.weights.sha256
+    found = [
+        result("linear", sha, {"top1": 67.0, "top1.pooled": 67.0, **metrics}, data="imagenet"),
+        result("svm", sha, {"map": 84.3, "lowshot.k1": 43.0}, preset="mmselfsup", data="voc07"),
+    ]
+    return replace(made, results={one.key: one for one in found})
+
+
+def build(found=None, evaluators=EVALUATORS):
+    found = records() if found is None else found
+    pages = (index, algorithm, benchmark, compare, run)
+    return [document for one in pages for document in one.build(found, RECIPES, evaluators, EMPTY)]
+
+
+def many_records(count):
+    """So many records of thirty algorithms, three seeds each."""
+    names = [*RECIPES, *(f"algo{i:02d}" for i in range(26))]
+    base = {(name, seed): record(name, seed, 40.0 + 1.7 * i) for i, name in enumerate(names) for seed in range(3)}
+    made = []
+    for i in range(count):
+        name, seed, variant = names[i % 30], i // 30 % 3, i // 90
+        settings = hashlib.sha256(f"{name} {variant}".encode()).hexdigest()
+        sha = hashlib.sha256(f"{i}".encode()).hexdigest()
+        one = base[name, seed]
+        shift = (variant * 37 % 101) / 10
+        results = {
+            key: replace(r, weights=sha, metrics={metric: value + shift for metric, value in r.metrics.items()})
+            for key, r in one.results.items()
+        }  # fmt: skip
+        made.append(replace(one, id=f"{name}-digits-{settings[:8]}-s{seed}", digest=settings, results=results,
+                            weights=replace(one.weights, sha256=sha)))  # fmt: skip
+    return made
+
+
+HOSTILE = "\ud800$\\x{<script>alert(1)</script>\"'|`*_[x](javascript:alert(1))\n# \u202eevil & \U0001f600" + "x" * 500
+
+
+def hostile_records():
+    odd = result(HOSTILE, "x", {HOSTILE: 1.0}, data=HOSTILE, selected={HOSTILE: HOSTILE}, why=HOSTILE)
+    bad = result("knn", "x", {}, status="failed", why=HOSTILE, preset=HOSTILE)
+    made = record(HOSTILE, notes=(HOSTILE,), preset=HOSTILE, results=[odd, bad], id=HOSTILE)
+    traps = [
+        "../../outside",
+        "/etc/outside",
+        "..",
+        "index",
+        "compare",
+        "INDEX",
+        "CON",
+        "bench-knn",
+        "\u202e../x",
+        "",
+        "a" * 500,
+    ]
+    found = [record(name, results=[], id=f"../{name}") for name in traps]
+    return [made, *found, replace(record("x", results=[]), env=Env(device=HOSTILE, packages={HOSTILE: HOSTILE}))]

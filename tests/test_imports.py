@@ -12,14 +12,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH_FREE = {"spec", "config", "plugins", "record", "store", "errors", "progress", "cli", "presets", "metrics", "render",
-              "reading", "results", "validate", "figures", "importers", "markers", "export", "fresh", "regenerate",
-              "contribute"}  # fmt: skip
+              "cells", "blocks", "reading", "results", "validate", "figures", "importers", "markers", "export", "fresh",
+              "regenerate", "contribute"}  # fmt: skip
 SUITE_FOR = {
     "recipes": {"spec", "method", "backbone", "data", "views", "optim", "nn", "presets", "errors", "draws"},
     "evaluators": {
         "spec", "backbone", "data", "optim", "bench", "train", "features", "nn", "views", "errors", "metrics", "method",
     },
-    "reports": {"spec", "record", "errors", "render"},
+    "reports": {"spec", "record", "errors", "render", "stats"},
 }  # fmt: skip
 NEVER = {
     "recipes": {"recipes", "evaluators", "reports", "lightning_fabric"},

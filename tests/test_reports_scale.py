@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ten thousand records: the pages are built in seconds, and what a page leaves out it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+
+from suite.render import render
+from tests.report_samples import build, many_records
+
+
+@pytest.mark.slow
+def test_ten_thousand_records_build_and_render_in_ten_seconds(tmp_path):
+    found = many_records(10_000)
+    start = time.process_time()
+    documents = build(found)
+    built = time.process_time() - start
+    paths = render(documents, tmp_path)
+    took = time.process_time() - start
+    size = sum(path.stat().st_size for path in paths) / 1e6
+    print(f"{len(paths)} files, {size:.0f} MB: build {built:.1f} s, render {took - built:.1f} s")
+    assert took < 10
+    data = re.search(r'class="rows">(.*?)</script>', (tmp_path / "index.html").read_text(), re.DOTALL)[1]
+    groups = {(run.recipe, run.preset, run.digest) for run in found}
+    beyond = sum(map(len, json.loads(data)["bodies"]))
+    assert beyond + 200 == len(groups), "every group of runs stands in the index"
+    assert "for the 60 newest of 10000 runs" in "".join(path.read_text() for path in tmp_path.glob("run-*.md"))
+    assert "newest of" in (tmp_path / "mocov2.md").read_text()
+    assert re.search(r"The \d+ best of [\d,]+ rows", (tmp_path / "bench-knn.md").read_text())
