@@ -26,7 +26,7 @@ from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, T
 
 MOST = 100
 """Runs with a page of their own: the newest. The others stand in the tables and in the comparison."""
-DRAWN = 60
+DRAWN = 30
 """Runs whose figures are drawn: the newest of those. Drawing is what takes the time."""
 
 

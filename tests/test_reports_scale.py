@@ -29,6 +29,6 @@ def test_ten_thousand_records_build_and_render_in_ten_seconds(tmp_path):
     groups = {(run.recipe, run.preset, run.digest) for run in found}
     beyond = sum(map(len, json.loads(data)["bodies"]))
     assert beyond + SHOWN == len(groups), "every group of runs stands in the index"
-    assert "for the 60 newest of 10000 runs" in "".join(path.read_text() for path in tmp_path.glob("run-*.md"))
+    assert "for the 30 newest of 10000 runs" in "".join(path.read_text() for path in tmp_path.glob("run-*.md"))
     assert "newest of" in (tmp_path / "mocov2.md").read_text()
     assert re.search(r"The \d+ best of [\d,]+ rows", (tmp_path / "bench-knn.md").read_text())
