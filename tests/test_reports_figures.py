@@ -105,7 +105,9 @@ def test_confusion_of_many_classes_shows_those_mistaken_most():
     assert _figures.confusion(np.array([-1, 2]), np.array([0, 1]), "x") is None, "unlabelled images"
 
 
-@pytest.mark.parametrize("broken", [{"thumbs": np.zeros((3, 4))}, {"neighbours": np.full((2, 3), 99)}])
+@pytest.mark.parametrize(
+    "broken", [{"thumbs": np.zeros((3, 4))}, {"neighbours": np.full((2, 3), 99)}, {"queries": np.array([-1, 0])}]
+)
 def test_broken_galleries_are_not_drawn(broken):
     assert _figures.gallery(thumbs() | broken, "x") is None
 
