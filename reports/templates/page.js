@@ -132,7 +132,7 @@
       }
     };
     heads.forEach((head, i) => head.querySelector("button").addEventListener("click", () => {
-      const first = head.classList.contains("num") && !/^rank/i.test(head.textContent) ? "-" : "", other = first ? "" : "-";
+      const first = head.classList.contains("num") && !/\brank$/i.test(head.querySelector("span").firstChild.textContent) ? "-" : "", other = first ? "" : "-";
       const now = state.get(`${id}.sort`);
       keep(`${id}.sort`, now === `${first}${i + 1}` ? `${other}${i + 1}` : now === `${other}${i + 1}` ? "" : `${first}${i + 1}`);
       sort();
