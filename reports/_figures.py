@@ -145,7 +145,8 @@ def gallery(arrays: Mapping[str, Any], where: str) -> Plot | None:
     thumbs = np.asarray(arrays["thumbs"])
     queries = np.asarray(arrays["queries"]).astype(int)[:QUERIES]
     near, right = (np.asarray(arrays[name])[:QUERIES, :NEIGHBOURS] for name in ("neighbours", "right"))
-    if thumbs.ndim != 4 or not len(queries) or max(queries.max(), near.max()) >= len(thumbs):
+    shown = np.concatenate([queries, near.ravel()])
+    if thumbs.ndim != 4 or not len(queries) or shown.max() >= len(thumbs) or shown.min() < 0:
         return None
     height, width, gap = thumbs.shape[1], thumbs.shape[2], max(2, thumbs.shape[1] // 8)
     rows, columns = len(queries), near.shape[1] + 1

@@ -27,7 +27,7 @@ from reports._zoo import LAYOUT, data_of, slot
 from suite.record import RunRecord
 from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, Table
 
-MOST = 200
+MOST = 100
 """Rows of one table at most: the best; the index has all."""
 
 

@@ -115,7 +115,7 @@ def _section(
         rows = best(rows, i + 3, c.metric.higher_is_better) if c.scoring else rows
     titles = [c.title(evaluators) for c in columns]
     table = Table(
-        f"Benchmarks and cost, {dataset}", ["Algorithm", "Preset", "Rank\n95 %", *titles, *COLUMNS], rows,
+        f"Benchmarks and cost, {dataset}", ["Algorithm", "Preset", "Overall rank\n95 %", *titles, *COLUMNS], rows,
         " ".join([RANKING if competing > 1 else "", *_notes(groups, columns, evaluators), untried]).strip(),
     )  # fmt: skip
     shown = [i for i in order if not control[i]][:PLOTTED]

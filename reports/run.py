@@ -24,9 +24,9 @@ from reports.algorithm import flatten
 from suite.record import Result, RunRecord
 from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, Table
 
-MOST = 200
+MOST = 100
 """Runs with a page of their own: the newest. The others stand in the tables and in the comparison."""
-DRAWN = 60
+DRAWN = 30
 """Runs whose figures are drawn: the newest of those. Drawing is what takes the time."""
 
 

@@ -46,7 +46,7 @@ class Block:
     def small(self) -> bool:
         """Whether a plot is narrow enough to stand at less than the page's width."""
         found = re.search(r'viewBox="\S+ \S+ ([\d.]+)', self.plot.svg if self.plot else "")
-        return bool(found) and float(found[1]) < 600
+        return found is not None and float(found[1]) < 600
 
     @cached_property
     def bodies(self) -> list[tuple[str, list[Sequence[Cell]]]]:

@@ -72,9 +72,9 @@ class Tab:
 
     def open(self, path, fragment=""):
         """Load a file and wait until it is there."""
-        self.call("Page.navigate", url="about:blank")
         self.events.clear()
-        self.call("Page.navigate", url=f"{Path(path).resolve().as_uri()}{fragment}")
+        # the number makes it another address, so that a new fragment loads the page anew
+        self.call("Page.navigate", url=f"{Path(path).resolve().as_uri()}?{self.count}{fragment}")
         while "Page.loadEventFired" not in self.events:
             self._read()
 

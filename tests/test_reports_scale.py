@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from suite.cells import SHOWN
 from suite.render import render
 from tests.report_samples import build, many_records
 
@@ -27,7 +28,7 @@ def test_ten_thousand_records_build_and_render_in_ten_seconds(tmp_path):
     data = re.search(r'class="rows">(.*?)</script>', (tmp_path / "index.html").read_text(), re.DOTALL)[1]
     groups = {(run.recipe, run.preset, run.digest) for run in found}
     beyond = sum(map(len, json.loads(data)["bodies"]))
-    assert beyond + 200 == len(groups), "every group of runs stands in the index"
-    assert "for the 60 newest of 10000 runs" in "".join(path.read_text() for path in tmp_path.glob("run-*.md"))
+    assert beyond + SHOWN == len(groups), "every group of runs stands in the index"
+    assert "for the 30 newest of 10000 runs" in "".join(path.read_text() for path in tmp_path.glob("run-*.md"))
     assert "newest of" in (tmp_path / "mocov2.md").read_text()
     assert re.search(r"The \d+ best of [\d,]+ rows", (tmp_path / "bench-knn.md").read_text())

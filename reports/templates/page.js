@@ -79,7 +79,7 @@
     });
     return row.node;
   };
-  const STEP = 200;
+  const STEP = 100;
 
   // A table: rows move only inside their own body, so control and published rows stay where they are.
   for (const section of document.querySelectorAll("section.table")) {
@@ -132,7 +132,7 @@
       }
     };
     heads.forEach((head, i) => head.querySelector("button").addEventListener("click", () => {
-      const first = head.classList.contains("num") && !/^rank/i.test(head.textContent) ? "-" : "", other = first ? "" : "-";
+      const first = head.classList.contains("num") && !/\brank$/i.test(head.querySelector("span").firstChild.textContent) ? "-" : "", other = first ? "" : "-";
       const now = state.get(`${id}.sort`);
       keep(`${id}.sort`, now === `${first}${i + 1}` ? `${other}${i + 1}` : now === `${other}${i + 1}` ? "" : `${first}${i + 1}`);
       sort();
