@@ -22,13 +22,18 @@ from suite.backbone import Backbone
 from suite.errors import UsageError
 from suite.nn.neighbours import CPU, halving, similarities
 from suite.spec import EvalConfig, Evaluator, Metric
+from suite.views import CenterCrop, Resize, View
 
 if TYPE_CHECKING:
     from suite.bench import Bench
+    from suite.data.imageset import ImageSet
 
 KS = (1, 5, 10)
 SIMILARITIES = 1 << 26
 """Numbers held at once, as long as at least 256 queries are answered together: each answer reads the whole gallery."""
+
+QUERIES, NEIGHBOURS, SIDE = 8, 10, 48
+"""Of the picture that a run's page shows: rows, columns, and pixels of a thumbnail's side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +136,36 @@ def _ascending(x: Tensor) -> Tensor:
     return x
 
 
+def nearest(
+    queries: np.ndarray, labels: np.ndarray, bank: np.ndarray | None, device: torch.device = CPU, what: str = "features"
+) -> tuple[np.ndarray, np.ndarray]:
+    """A few queries of different classes with the images most similar to each, for a person to look at.
+
+    Args:
+        queries: M×d float32.
+        labels: class of each query, M.
+        bank: N×d float32; None: the queries, each without itself.
+        device: where to compute.
+        what: names the features in errors.
+
+    Returns:
+        Indices of Q queries, and of the k nearest images of each, Q×k, the nearest first.
+    """
+    chosen = np.sort(np.unique(labels, return_index=True)[1])[:QUERIES]
+    scores = similarities(queries if bank is None else bank, queries[chosen], device=device, what=what)  # Q×N
+    if bank is None:
+        scores[torch.arange(len(chosen)), torch.from_numpy(chosen)] = -torch.inf
+    most = scores.shape[1] - (bank is None)
+    return chosen, scores.topk(min(NEIGHBOURS, most), dim=1).indices.cpu().numpy()
+
+
+def thumbnails(bench: Bench, images: ImageSet, indices: np.ndarray) -> np.ndarray:
+    """Small square pictures of some images, n×S×S×3 bytes."""
+    view = View((Resize(SIDE), CenterCrop(SIDE)))
+    pixels = bench.scores(lambda x: x, images.subset(indices), view=view)  # n×3×S×S in 0..1
+    return np.ascontiguousarray((255 * pixels).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
 def run(backbone: Backbone, cfg: RetrievalConfig, bench: Bench) -> Mapping[str, float]:
     """Mean average precision and R@k."""
     queries = bench.data(cfg, "test")
@@ -151,6 +186,17 @@ def run(backbone: Backbone, cfg: RetrievalConfig, bench: Bench) -> Mapping[str, 
     if largest < max(KS):
         bench.select(gallery=f"at most {largest} images per query: R@k beyond that counts all of them")
     bench.predictions("mean", value=100 * precision)
+    assert gallery.labels is not None
+    chosen, found = nearest(asked, queries.labels, bank, bench.device, cfg.layer)
+    # The page finds all pictures in one list: queries first, then every neighbour where it is shown.
+    thumbs = [thumbnails(bench, queries, chosen), thumbnails(bench, gallery, found.ravel())]
+    bench.artifact(
+        "gallery",
+        queries=np.arange(len(chosen)),
+        neighbours=len(chosen) + np.arange(found.size).reshape(found.shape),
+        right=gallery.labels[found] == queries.labels[chosen, None],
+        thumbs=np.concatenate(thumbs),
+    )
     return {"map": float(100 * precision.mean()), **{f"recall.k{k}": float(100 * (rank < k).mean()) for k in KS}}
 
 

@@ -155,6 +155,12 @@ def check_architecture(arch: str) -> None:
         raise unknown("architecture", arch, timm.list_models())
 
 
+def is_transformer(arch: str) -> bool:
+    """Whether a timm model is built of attention. Such networks want AdamW where convolutional ones take SGD."""
+    family = timm.models.model_entrypoint(arch).__module__.rpartition(".")[2]
+    return "transformer" in family or family in ("beit", "cait", "deit", "eva", "xcit")
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """Metadata of a safetensors file.
 

@@ -13,7 +13,7 @@ import torch
 
 from suite import config as configs
 from suite import engine, measure, plugins, track, weights
-from suite.backbone import Backbone, check_architecture, read_metadata
+from suite.backbone import Backbone, check_architecture, is_transformer, read_metadata
 from suite.bench import Place
 from suite.data import Sources, card, detect
 from suite.data import pack as packing
@@ -152,8 +152,9 @@ def control(job: Job, name: str) -> Job | None:
     if recipe.method is None:
         base = recipe.presets.get(job.preset, next(iter(recipe.presets.values())))
         return replace(job, recipe=recipe, algo=name, config=replace(base, **same, workers=job.config.workers))
-    if job.preset in recipe.presets and card(job.config.dataset).embedded:
-        return replace(job, recipe=recipe, algo=name, config=replace(recipe.presets[job.preset], **same))
+    preset = f"{job.preset}-transformer" if is_transformer(job.config.arch) else job.preset
+    if preset in recipe.presets and card(job.config.dataset).embedded:
+        return replace(job, recipe=recipe, algo=name, preset=preset, config=replace(recipe.presets[preset], **same))
     return None
 
 

@@ -129,6 +129,38 @@ def test_metrics_are_means_over_queries(run, monkeypatch):
     assert metrics["recall.k5"] == pytest.approx(100 * np.mean(rank < 5))
 
 
+def test_gallery_shows_the_nearest_images(run):
+    """One query per class, its neighbours by a float64 ranking, and their own pictures."""
+    sources = embedded(60, 50)
+    images = sources.sets["digits", "test"]
+    rng = np.random.default_rng(4)
+    x, bank = (rng.normal(size=(n, 5)).astype(np.float32) for n in (50, 60))
+    for others in (None, bank):
+        chosen, found = retrieval.nearest(x, images.labels, others)
+        assert sorted(images.labels[chosen]) == sorted(set(images.labels.tolist()))
+        against = (x if others is None else others).astype(np.float64)
+        for query, row in zip(chosen, found, strict=True):
+            scores = against @ x[query] / np.linalg.norm(against, axis=1)
+            scores[query] = -np.inf if others is None else scores[query]
+            assert row.tolist() == np.argsort(-scores)[: retrieval.NEIGHBOURS].tolist()
+
+
+def test_gallery_is_kept_with_pictures_of_the_images_it_names(run, monkeypatch):
+    sources = embedded(60, 50)
+    images = sources.sets["digits", "test"]
+    kept = {}
+    monkeypatch.setattr(Bench, "artifact", lambda self, name, **arrays: kept.update({name: arrays}))
+    evaluate(EVALUATOR, run, sources)
+    shown = kept["gallery"]
+    thumbs = shown["thumbs"]
+    assert thumbs.dtype == np.uint8 and thumbs.shape[1:] == (retrieval.SIDE, retrieval.SIDE, 3)
+    assert shown["right"].shape == shown["neighbours"].shape and shown["neighbours"].max() == len(thumbs) - 1
+    first = np.flatnonzero(images.labels == images.labels[0])[0]
+    small = thumbs[0].reshape(16, 3, 16, 3, 3).mean((1, 3))  # 48 -> 16 pixels
+    picture = images.array[first].reshape(16, 2, 16, 2, 3).mean((1, 3))  # 32 -> 16
+    assert np.abs(small - picture).mean() < 6
+
+
 def test_edges_are_one_line_or_work(run):
     sources = embedded(60, 20)
     nothing = evaluate(EVALUATOR, run, sources.changed("test", lambda images: images.subset([0])), debug=False)
