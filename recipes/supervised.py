@@ -61,10 +61,6 @@ RECIPE = Recipe(
             **DIGITS, batch=128, epochs=8, precision="bf16", optim=Optim(lr=0.1, weight_decay=5e-4, nesterov=True, warmup=1),
             flip=0.0, crop_min=0.6,
         ),
-        "digits-transformer": SupervisedConfig(
-            **DIGITS, batch=128, epochs=20, precision="bf16", flip=0.0, crop_min=0.6,
-            optim=Optim(name="adamw", lr=2e-3, weight_decay=0.05, warmup=2, clip=5.0),
-        ),
         "tiny": SupervisedConfig(**TINY, optim=Optim(lr=0.05), flip=0.0),
     },
     reference={

@@ -156,7 +156,7 @@ def check_architecture(arch: str) -> None:
 
 
 def is_transformer(arch: str) -> bool:
-    """Whether a timm model is built of attention. Such networks want AdamW where convolutional ones take SGD."""
+    """Whether a timm model is built of attention."""
     family = timm.models.model_entrypoint(arch).__module__.rpartition(".")[2]
     return "transformer" in family or family in ("beit", "cait", "deit", "eva", "xcit")
 

@@ -152,9 +152,9 @@ def control(job: Job, name: str) -> Job | None:
     if recipe.method is None:
         base = recipe.presets.get(job.preset, next(iter(recipe.presets.values())))
         return replace(job, recipe=recipe, algo=name, config=replace(base, **same, workers=job.config.workers))
-    preset = f"{job.preset}-transformer" if is_transformer(job.config.arch) else job.preset
-    if preset in recipe.presets and card(job.config.dataset).embedded:
-        return replace(job, recipe=recipe, algo=name, preset=preset, config=replace(recipe.presets[preset], **same))
+    # Small transformers learn nothing from so few labels in that time: their supervised control would be no reference.
+    if job.preset in recipe.presets and card(job.config.dataset).embedded and not is_transformer(job.config.arch):
+        return replace(job, recipe=recipe, algo=name, config=replace(recipe.presets[job.preset], **same))
     return None
 
 
