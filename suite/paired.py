@@ -82,11 +82,11 @@ def measure(
         error = float(np.nanstd(gap, ddof=1)) if np.isfinite(gap).sum() > 1 else float("nan")
         return kind, over_seeds(scores[: seeds[0]], scores[seeds[0] :], error, alpha=alpha, samples=n, matched=matched)
     a, b = float(scores[: seeds[0]].mean()), float(scores[seeds[0] :].mean())
-    lower, higher = stats.tail(gap), stats.tail(-gap)
+    lower, higher = (stats.expanded(stats.tail(drop), n) for drop in (gap, -gap))
     if kind == "top1" and seeds == (1, 1):
         lost, gained = stats.discordant(*sides)
         lower, higher = stats.mcnemar(lost, gained), stats.mcnemar(gained, lost)
-    low, high = stats.percentiles(gap, 2 * alpha)
+    low, high = stats.percentiles(gap, 2 * stats.narrowed(alpha, n))
     return kind, Difference(a, b, b - a, low, high, lower, higher, n, float(np.nanstd(gap)), 0.0, seeds)
 
 

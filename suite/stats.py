@@ -43,7 +43,8 @@ def interval(
     Returns:
         Both ends in percent; nan where no resample defines the metric.
     """
-    return percentiles(draws(kind, [arrays], resamples, seed)[0], alpha)
+    share = narrowed(alpha / 2, metrics.samples(kind, arrays))
+    return percentiles(draws(kind, [arrays], resamples, seed)[0], 2 * share)
 
 
 def headline_interval(arrays: Arrays, reported: float, resamples: int = 1000) -> tuple[tuple[float, float] | None, int]:
@@ -122,6 +123,26 @@ def tail(drawn: Array) -> float:
     crossed, spread = np.count_nonzero(known >= 0), float(known.std()) if len(known) else 0.0
     counted = float((1 + crossed) / (1 + len(known)))
     return counted if crossed or spread == 0 else min(counted, float(special.ndtr(known.mean() / spread)))
+
+
+def expanded(p: float, n: int) -> float:
+    """A one-sided bootstrap p-value made honest for few images; of 1,000 and more it stays what it is.
+
+    The spread of bootstrap draws is too small by the square root of (n - 1) / n, and the normal distribution's tails are
+    thinner than Student's: Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015.
+
+    Args:
+        p: counted from draws.
+        n: images that were drawn from.
+    """
+    if n < 2:
+        return 1.0
+    return float(special.stdtr(n - 1, special.ndtri(p) * np.sqrt((n - 1) / n))) if 0 < p < 1 else p
+
+
+def narrowed(alpha: float, n: int) -> float:
+    """The share of draws to cut off on a side so that an interval misses with chance `alpha` there; undoes `expanded`."""
+    return float(special.ndtr(special.stdtrit(n - 1, alpha) * np.sqrt(n / (n - 1)))) if n > 1 else 0.0
 
 
 def mcnemar(lost: int, gained: int) -> float:
@@ -204,6 +225,7 @@ def pairwise(predictions: Mapping[str, Arrays], alpha: float = 0.05, resamples: 
             one_sided = mcnemar(max(lost, gained), min(lost, gained))
         else:
             one_sided = min(tail(drawn[j] - drawn[i]), tail(drawn[i] - drawn[j]))
+            one_sided = expanded(one_sided, metrics.samples(kind, sides[i]))
         found.append(min(1.0, 2 * one_sided))
     adjusted = holm(found)
     return [

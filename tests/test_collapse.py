@@ -55,7 +55,7 @@ def ran(tmp_path_factory, cache):
 
 def test_the_log_follows_spread_and_rank(ran):
     for _, log, _ in ran.values():
-        assert [row["step"] for row in log] == [10, 20, 30, 40]
+        assert {10, 20, 30, 40} <= {row["step"] for row in log}
         assert all(row["feature_std"] >= 0 and row["feature_rank"] >= 0 for row in log)
     std = [row["feature_std"] for row in ran["collapsing"][1]]
     assert std[-1] < std[0] and std[-1] < 0.1

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, norm, ttest_ind, ttest_rel
+from scipy.stats import binom, binomtest, norm, ttest_1samp, ttest_ind, ttest_rel
 
 from suite import metrics, paired, stats
 from suite.errors import UsageError
@@ -168,6 +168,21 @@ def test_a_bootstrap_p_value_counts_draws_and_goes_on_below_what_they_resolve():
     far = np.random.default_rng(0).normal(-5, 1, 2000)
     assert stats.tail(far) == pytest.approx(norm.sf(5), rel=0.5)
     assert stats.tail(np.full(99, -1.0)) == 0.01 and stats.tail(np.zeros(99)) == 1 == stats.tail(np.full(9, np.nan))
+
+
+@given(st.floats(1e-6, 0.49), st.integers(2, 100_000))
+def test_few_images_widen_what_is_claimed(alpha, n):
+    share = stats.narrowed(alpha, n)
+    assert share <= alpha * (1 + 1e-9) and stats.expanded(share, n) == pytest.approx(alpha, rel=1e-5)
+    assert stats.narrowed(alpha, 10**7) == pytest.approx(alpha, rel=1e-3)
+    assert (stats.expanded(1.0, n), stats.expanded(alpha, 1)) == (1.0, 1.0)
+
+
+def test_interval_of_a_mean_over_20_images_is_students():
+    value = np.random.default_rng(0).normal(50, 10, 20)
+    low, high = stats.interval("mean", {"value": value}, resamples=40_000)
+    wanted = ttest_1samp(value, 50).confidence_interval(0.95)
+    assert [low, high] == pytest.approx([wanted.low, wanted.high], abs=0.4)
 
 
 def test_pairwise_p_values_of_the_mean_are_those_of_the_t_test_on_many_images():

@@ -16,7 +16,9 @@ from suite import config as configs
 from suite import plugins
 from suite.errors import JobError, UsageError
 from suite.progress import Reporter
-from suite.testing import trainer
+from suite.run import Options, prepare, pretrain
+from suite.store import Store
+from suite.testing import build, trainer
 from suite.track import jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +51,30 @@ def test_accumulation_keeps_the_global_batch(digits):
         [b.index.tolist() for b in list(parts.loader.epoch(0))[:2]], []
     )
     assert losses(whole) == pytest.approx(losses(parts), rel=1e-5)
+
+
+TRAINED = {name: recipe for name, recipe in plugins.load_all("recipes").items() if recipe.method is not None}
+
+
+@pytest.mark.parametrize("name", [name for name, r in TRAINED.items() if not r.batch_dependent and not r.labels])
+def test_accumulation_changes_nothing_where_the_recipe_warns_of_nothing(name, digits):
+    recipe, config = tiny(name, "max_steps=2")
+    whole, parts = (trainer(recipe, config, digits, log_every=1, accumulate=number) for number in (1, 2))
+    assert losses(whole) == pytest.approx(losses(parts), rel=1e-4)
+
+
+def test_recipes_whose_samples_see_each_other_say_so(digits):
+    """Batch norm is what all of them have; the masked-image models have none."""
+    for name, recipe in TRAINED.items():
+        norms = [m for m in build(recipe, recipe.presets["tiny"], digits).modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert bool(recipe.batch_dependent) == bool(norms) or recipe.labels, name
+
+
+def test_the_record_says_what_accumulation_did(tmp_path, cache):
+    job = prepare("simclr", "tiny", ["max_steps=1"], 0, "", {})
+    record = pretrain(job, Store(tmp_path).run(job.id), Options(accumulate=2), Reporter())
+    (note,) = [note for note in record.notes if "accumulated" in note]
+    assert note == f"1 process(es) x 2 accumulated step(s): {job.recipe.batch_dependent}"
 
 
 def test_batch_must_divide(digits):
@@ -102,7 +128,9 @@ import json, sys, torch
 from suite import config as configs, engine, plugins
 from suite.data import load
 from suite.progress import Reporter
-from suite.testing import trainer
+from suite.run import Options, prepare, pretrain
+from suite.store import Store
+from suite.testing import build, trainer
 torch.set_num_threads(1)
 recipe = plugins.load("recipes", sys.argv[1])
 config = configs.override(recipe.presets["tiny"], ["precision=32", "max_steps=2", "sync_bn=true"])
@@ -133,7 +161,7 @@ def _losses_in_processes(name, count, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, recipe in plugins.load_all("recipes").items() if recipe.method is not None])
+@pytest.mark.parametrize("name", TRAINED)
 def test_two_processes_give_the_loss_of_one(name, tmp_path):
     """Two steps: the second loss shows equal gradients. Later ones amplify rounding (1e-6 becomes 1e-2 at the third)."""
     one, two = (_losses_in_processes(name, count, tmp_path) for count in (1, 2))

@@ -96,7 +96,8 @@ def rows(images: Any, effort: Effort) -> list[Row]:
     """Records per second from published files to written pages, against the 10,000 in 10 s that were promised."""
     count = 200 if effort.most == 1 else MANY
     seconds = measure(count)[TOTAL]
-    return [Row(f"{count:,} records to pages / promised", 1.0, [count / seconds], [MANY / 10], unit="records/s")]
+    goal = 1.0 if count == MANY else None  # a few records cost what the pages cost anyway
+    return [Row(f"{count:,} records to pages / promised", goal, [count / seconds], [MANY / 10], unit="records/s")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import torch
+
 from suite import engine, plugins
 from suite.data import load
 from suite.method import Batch
@@ -118,10 +120,17 @@ def step(name: str, repetitions: int, preset: str = "digits") -> Step:
     """Measure one recipe in this process, in the preset's precision where the device really has it, else in float32."""
     recipe = plugins.load("recipes", name)
     config = recipe.presets[preset]
+    if engine.default_device().type == "cpu" and not native_bf16():
+        config = replace(config, precision="32")
     some = trainer(recipe, config, load(config.dataset, "train"), epochs=1_000_000)
     times = measure(some, next(started(some)), repetitions)
     precision = engine.supported(config.precision, some.fabric.device)
     return Step(name, precision, config.batch, **times, peak_mb=engine.peak_memory_mb(some.fabric.device))
+
+
+def native_bf16() -> bool:
+    """Whether this CPU computes in bf16; others only imitate it, in several times the time of float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def tiny(name: str) -> tuple[str, float]:
