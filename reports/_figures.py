@@ -92,7 +92,7 @@ def confusion(labels: Any, guesses: Any, where: str) -> Plot | None:
         cells = [(i, j) for i in range(n) for j in range(n) if share[i, j] >= 0.5]
         for i, j in cells:
             axes.add_patch(Rectangle((j - 0.5, i - 0.5), 0.96, 0.96, color=ACCENT, linewidth=0, alpha=_tint(share[i, j])))
-            if n <= 12:
+            if n <= 12 and share[i, j] >= 3:
                 ink = INK if share[i, j] < 55 else "#050505"
                 axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=8, color=ink)
         axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect="equal")
@@ -148,20 +148,22 @@ def gallery(arrays: Mapping[str, Any], where: str) -> Plot | None:
     shown = np.concatenate([queries, near.ravel()])
     if thumbs.ndim != 4 or not len(queries) or shown.max() >= len(thumbs) or shown.min() < 0:
         return None
-    height, width, gap = thumbs.shape[1], thumbs.shape[2], max(2, thumbs.shape[1] // 8)
+    height, width = thumbs.shape[1:3]
+    gap = max(2, height // 8)
     rows, columns = len(queries), near.shape[1] + 1
+    mosaic = np.zeros((rows * (height + 2 * gap), columns * (width + gap) + gap, 4), np.uint8)  # see-through between them
     with _figure(0.82 * columns + 0.2, 0.92 * rows) as figure:
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         for i in range(rows):
-            for j in range(columns):
-                index = queries[i] if j == 0 else near[i, j - 1]
+            for j, index in enumerate((queries[i], *near[i])):
                 left, top = j * (width + gap) + (gap if j else 0), i * (height + 2 * gap)
-                axes.imshow(thumbs[index], extent=(left, left + width, top + height, top), interpolation="none", aspect="equal")
+                mosaic[top : top + height, left : left + width, :3] = thumbs[index]
+                mosaic[top : top + height, left : left + width, 3] = 255
                 if j:
                     good = bool(right[i, j - 1])
                     axes.plot((left, left + width), (top + height + gap / 2,) * 2, color=ACCENT if good else MUTED,
                               linewidth=2, linestyle="solid" if good else (0, (1, 1)))  # fmt: skip
-        axes.set(xlim=(0, columns * (width + gap) + gap), ylim=(rows * (height + 2 * gap), -1))
+        axes.imshow(mosaic, extent=(0, mosaic.shape[1], mosaic.shape[0], 0), interpolation="none", aspect="equal")
         axes.set_axis_off()
         drawn = svg(figure)
     said = f"{int(right.sum())} of {right.size} neighbours shown are of the query's class (solid line), the others dotted."

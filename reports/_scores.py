@@ -73,7 +73,7 @@ def score(
     most = digests[0] if len(set(digests)) == 1 else max(sorted(set(digests)), key=digests.count)
     alike = tuple(result for result in good if result.digest == most)
     values = tuple(float(result.metrics[metric]) for result in alike)
-    ends = tuple(pair for pair in (_ends(result, metric) for result in alike) if pair)
+    ends = tuple(pair for result in alike if result.intervals and (pair := _ends(result, metric)))
     return Score(
         values, alike, stale=_stale(one, alike, evaluators, recipes), aside=len(good) - len(alike),
         ends=ends if len(ends) == len(values) else (),
@@ -123,7 +123,9 @@ def _all(values: set[int]) -> str:
 def fixed(value: float, decimals: int) -> str:
     """A number with a true minus sign and never a negative zero."""
     text = f"{value:.{decimals}f}"
-    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+    if text[0] != "-":
+        return text
+    return text[1:] if float(text) == 0 else f"−{text[1:]}"
 
 
 def signed(value: float, decimals: int) -> str:

@@ -27,8 +27,8 @@ from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, T
 
 MOST = 20
 """Groups of runs on one page at most: the newest; the index has all."""
-CONTROLS = 3
-"""Groups of one control and data set beside them."""
+CONTROLS = 2
+"""Groups of one control, data set and network beside them."""
 
 
 def build(
@@ -50,8 +50,7 @@ def _document(
 ) -> Document:  # fmt: skip
     recipe, published = recipes.get(name), figures(name, recipes.get(name))
     kept = _newest(ours)
-    datasets = {one.dataset for one in kept}
-    beside = [one for one in controls if one.recipe != name and one.dataset in datasets]
+    beside = _beside(kept, [one for one in controls if one.recipe != name])
     parts: list[Table | Plot | str] = [*_about(name, recipe), *_runs(kept, len(ours), recipes)]
     measured = _measured(kept, beside, published, recipes, evaluators)
     if measured:
@@ -64,12 +63,25 @@ def _document(
     return Document(algorithm_page(name), title, _summary(recipe, ours, published), parts, "Algorithms")
 
 
+def _network(one: Group) -> tuple[str, str, int]:
+    """Data set, architecture and size: controls are to be compared with their like."""
+    return one.dataset, one.records[0].weights.arch, one.records[0].weights.parameters
+
+
 def _newest_controls(controls: Sequence[Group]) -> list[Group]:
-    """The newest few of every control and every data set: enough to stand beside other rows."""
-    by: dict[tuple[str, str], list[Group]] = {}
+    """The newest few of every control, data set and network: enough to stand beside other rows."""
+    by: dict[tuple[str, tuple[str, str, int]], list[Group]] = {}
     for one in controls:
-        by.setdefault((one.recipe, one.dataset), []).append(one)
+        by.setdefault((one.recipe, _network(one)), []).append(one)
     return [one for found in by.values() for one in _newest(found, CONTROLS)]
+
+
+def _beside(ours: Sequence[Group], controls: Sequence[Group]) -> list[Group]:
+    """Controls on our data: those of our networks, or any where a control has none of them."""
+    here = [one for one in controls if one.dataset in {mine.dataset for mine in ours}]
+    networks = {_network(one) for one in ours}
+    like = {one.recipe for one in here if _network(one) in networks}
+    return [one for one in here if _network(one) in networks or one.recipe not in like]
 
 
 def _newest(ours: Sequence[Group], most: int = MOST) -> list[Group]:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reports._cost import COLUMNS, cost_cells
 from reports._groups import (
@@ -108,8 +109,11 @@ def _section(
     floors = _untrained(groups, scores, recipes)
     competing = sum(rank is not None for rank in placed)
     rows = []
+    several = {key for key, count in Counter((one.recipe, one.preset) for one in groups).items() if count > 1}
     for i in order:
         cells = _row(groups[i], scores[i], recipes, floors.get(groups[i].config.get("arch"), floors.get("")))
+        if (groups[i].recipe, groups[i].preset) in several:
+            cells[1] = replace(cells[1], text=f"{groups[i].preset}, {groups[i].records[0].weights.arch}")
         rows.append([cells[0], cells[1], rank_cell(placed[i], control[i], competing), *cells[2:]])
     for i, c in enumerate(columns):
         rows = best(rows, i + 3, c.metric.higher_is_better) if c.scoring else rows

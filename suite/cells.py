@@ -65,14 +65,14 @@ def rows_json(bodies: Sequence[tuple[str, Sequence[Sequence[Cell]]]], href: Href
     """
     lines: dict[str, int] = {}
     packed = [[[_pack(cell, lines, href) for cell in row] for row in rows] for _, rows in bodies]
-    return script_json({"lines": list(lines), "bodies": packed})
+    return script_json({"lines": [visible(line) for line in lines], "bodies": packed})
 
 
 def _pack(cell: Cell, lines: dict[str, int], href: Href) -> Any:
     text = visible(cell.text)
     link = href(cell.link) if cell.link else ""
     if cell.hover:
-        said = [lines.setdefault(line, len(lines)) for line in visible(cell.hover).split("\n")]
+        said = [lines.setdefault(line, len(lines)) for line in cell.hover.split("\n")]
         return [text, cell.value, cell.kind, link, said]
     if link or cell.kind:
         return [text, cell.value, cell.kind, link]

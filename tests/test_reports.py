@@ -22,6 +22,7 @@ from reports._rank import overall, ranks
 from reports._scores import score
 from reports._zoo import LAYOUT
 from suite.errors import UsageError
+from suite.record import Weights
 from suite.spec import Table
 from suite.testing import EMPTY
 from tests.report_samples import EVALUATORS, PRESET, RECIPES, build, full_run, record, records, result
@@ -184,6 +185,18 @@ def test_algorithm_page_orders_benchmarks_and_columns_as_model_zoos_do():
     assert heads("ImageNet semi") == ["1% labels", "1% labels", "10% labels", "10% labels"]
     digits = cell(table(document, "Linear SVM, digit-scenes"), "MoCo v2", "k = 1")
     assert "± 1.20, 1.20, 1.20 over repetitions" in digits.hover
+
+
+def test_controls_beside_an_algorithm_have_its_network():
+    small = Weights("s" * 64, "vit_tiny", 5_000)
+    other = replace(record("random", 7, 11.0), id="random-other", digest="o" * 64, weights=small, created="2026-02-02")
+    found = table(page("mocov2", build([*records(), other])), "kNN, digits")
+    assert [row[3].text for row in found.rows if row[0].text == "Random init"] == ["23.00"]
+    alone = [one for one in records() if one.recipe != "random"]
+    found = table(page("mocov2", build([*alone, other])), "kNN, digits")
+    assert [row[0].text for row in found.rows if row[0].kind == "control"] == ["Random init", "Supervised"], "better than none"
+    index_rows = table(page("index", build([*records(), other])), "Benchmarks").rows
+    assert {row[1].text for row in index_rows if row[0].text == "Random init"} == {"digits, resnet18", "digits, vit_tiny"}
 
 
 def test_empty_tables_of_the_layout_say_why():
