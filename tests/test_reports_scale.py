@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ten thousand records: the pages are built in seconds, and what a page leaves out it says."""
+"""Ten thousand records: what a page leaves out it says. `python -m tests.bench.records` measures the seconds."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 
 import pytest
 
@@ -15,16 +14,9 @@ from tests.report_samples import build, many_records
 
 
 @pytest.mark.slow
-def test_ten_thousand_records_build_and_render_in_ten_seconds(tmp_path):
+def test_ten_thousand_records_stand_in_the_index(tmp_path):
     found = many_records(10_000)
-    start = time.process_time()
-    documents = build(found)
-    built = time.process_time() - start
-    paths = render(documents, tmp_path)
-    took = time.process_time() - start
-    size = sum(path.stat().st_size for path in paths) / 1e6
-    print(f"{len(paths)} files, {size:.0f} MB: build {built:.1f} s, render {took - built:.1f} s")
-    assert took < 10
+    render(build(found), tmp_path)
     data = re.search(r'class="rows">(.*?)</script>', (tmp_path / "index.html").read_text(), re.DOTALL)[1]
     groups = {(run.recipe, run.preset, run.digest) for run in found}
     beyond = sum(map(len, json.loads(data)["bodies"]))
