@@ -170,7 +170,9 @@ def test_a_bootstrap_p_value_counts_draws_and_goes_on_below_what_they_resolve():
 @given(st.floats(1e-6, 0.49), st.integers(2, 100_000))
 def test_few_images_widen_what_is_claimed(alpha, n):
     share = stats.narrowed(alpha, n)
-    assert share <= alpha * (1 + 1e-9) and stats.expanded(share, n) == pytest.approx(alpha, rel=1e-5)
+    assert share <= alpha * (1 + 1e-9)
+    if share > 1e-300:  # the normal tail of a few images' t quantile can be too small for a float
+        assert stats.expanded(share, n) == pytest.approx(alpha, rel=1e-5)
     assert stats.narrowed(alpha, 10**7) == pytest.approx(alpha, rel=1e-3)
     assert (stats.expanded(1.0, n), stats.expanded(alpha, 1)) == (1.0, 1.0)
 
