@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import json
 import os
 import zipfile
@@ -37,17 +38,32 @@ def read_record(path: str) -> bytes | None:
 
 
 def read_arrays(folder: Path, file: str) -> dict | None:
-    """Arrays of an .npz file that a record names, None where it is not there; the name cannot lead out of the folder."""
-    import numpy as np
+    """Arrays of an .npz file that a record names, None where it is not there; the name cannot lead out of the folder.
 
+    Raises:
+        UsageError: as `parse_arrays`.
+    """
     name = Path(file).name
     if not file or not safe_part(name) or not (folder / name).is_file():
         return None
+    return parse_arrays((folder / name).read_bytes(), str(folder / name))
+
+
+def parse_arrays(data: bytes, where: str) -> dict:
+    """Arrays of an .npz file's bytes; nothing in them is run.
+
+    Raises:
+        UsageError: they are something else.
+    """
+    import numpy as np
+
     try:
-        with np.load(folder / name, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return dict(arrays)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{folder / name}: not readable as arrays ({type(error).__name__})") from None
+        pointer = data.startswith(b"version https://git-lfs")
+        what = "a git LFS pointer: fetch the file" if pointer else type(error).__name__
+        raise UsageError(f"{where}: not readable as arrays ({what})") from None
 
 
 def safe_part(name: str) -> bool:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +11,7 @@ from typing import Any
 
 from suite import revision
 from suite.errors import UsageError
+from suite.reading import parse_arrays, read_arrays
 from suite.record import Result, RunRecord, run_from_json, with_results
 from suite.store import RUN, Run, Store
 
@@ -121,19 +120,7 @@ def _file(path: Path) -> Side:
 
 
 def _beside(folder: Path, result: Result) -> dict[str, Any] | None:
-    file = folder / Path(result.predictions).name
-    return _arrays(file.read_bytes(), str(file)) if result.predictions and file.is_file() else None
-
-
-def _arrays(data: bytes, where: str) -> dict[str, Any]:
-    import numpy as np
-
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
-        what = "a git LFS pointer: fetch the file" if data.startswith(b"version https://git-lfs") else "no .npz of plain arrays"
-        raise UsageError(f"{where}: the per-image predictions cannot be read ({what})") from None
+    return read_arrays(folder, result.predictions)
 
 
 def _run(run: Run) -> Side:
@@ -176,7 +163,7 @@ def _revision(text: str, repository: Path) -> Side:
 
 def _at_revision(tree: revision.Tree, folder: str, result: Result) -> dict[str, Any] | None:
     data = tree.read(f"{folder}/{Path(result.predictions).name}") if result.predictions else None
-    return None if data is None else _arrays(data, f"{tree.name} {folder}/{result.predictions}")
+    return None if data is None else parse_arrays(data, f"{tree.name} {folder}/{result.predictions}")
 
 
 def only(side: Side, ids: set[str]) -> Side:
