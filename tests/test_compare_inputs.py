@@ -164,7 +164,10 @@ def test_a_broken_record_is_named_and_left_out(repo):
 def test_predictions_that_are_no_arrays_are_one_line(tmp_path):
     a, _ = planted()
     base = published(tmp_path / "a", a)
-    for data, why in ((b"version https://git-lfs.github.com/spec/v1\noid", "LFS"), (b"PK\x03\x04cut", "not readable as arrays")):
+    for data, why in (
+        (b"version https://git-lfs.github.com/spec/v1\noid", "LFS"),
+        (b"PK\x03\x04cut", "not readable as arrays"),
+    ):
         (tmp_path / "a" / "mocov2-digits-abc-s0" / "linear.npz").write_bytes(data)
         with pytest.raises(UsageError, match=why):
             compare(base, base)

@@ -36,14 +36,14 @@ def probabilities(solution, rows):
     return torch.from_numpy(scores).softmax(1).numpy()
 
 
-def agrees(x, labels, classes, cost):
+def agrees(x, labels, classes, cost, gradient=1e-6):
     """Compare with scikit-learn on the same standardised features."""
     rows = Rows.of([x], CPU)
     solution = logistic.fit(logistic.Objective(rows, labels, classes), cost)
     z = rows.take(np.arange(len(x))).double().numpy()
     reference = LogisticRegression(C=cost, tol=1e-9, max_iter=20_000).fit(z, labels)
     ours, theirs = probabilities(solution, rows), reference.predict_proba(z)
-    assert solution.gradient <= 1e-6
+    assert solution.gradient <= gradient
     assert np.abs(ours - theirs).max() < 1e-3
     assert abs((ours.argmax(1) == labels).mean() - (theirs.argmax(1) == labels).mean()) < 1e-3
 
@@ -81,7 +81,8 @@ def test_value_and_gradient_are_those_of_autograd():
 @pytest.mark.parametrize("classes", [2, 10])
 def test_products_in_float32_serve_many_rows(classes, monkeypatch):
     monkeypatch.setattr(logistic, "FEW", 0)
-    agrees(*clusters(5000, 16, classes, noise=3.0), classes, 0.01)
+    # So few rows leave float32 a floor that depends on the processor: the solver says how near it came.
+    agrees(*clusters(5000, 16, classes, noise=3.0), classes, 0.01, gradient=5e-6)
 
 
 def test_coordinates_turn_back_and_carry_the_gradient():

@@ -28,7 +28,7 @@ def test_evaluator_conformance(name):
 
 
 def test_unknown_name_gives_the_nearest():
-    with pytest.raises(UsageError, match="unknown algorithm 'mocov3x'; did you mean 'mocov2'"):
+    with pytest.raises(UsageError, match="unknown algorithm 'mocov3x'; did you mean 'mocov3'"):
         plugins.load("recipes", "mocov3x")
 
 
