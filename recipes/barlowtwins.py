@@ -155,7 +155,7 @@ RECIPE = Recipe(
             dim=256, layers=2, flip=0.0, blur=(0.0, 0.0), solarize=(0.0, 0.0), crop_min=0.5,
             jitter=(0.8, 0.8, 0.8, 0.5),
         ),
-        "tiny": BarlowTwinsConfig(**TINY, optim=Optim(lr=0.001), dim=32, layers=2, flip=0.0),
+        "tiny": BarlowTwinsConfig(**TINY, optim=Optim(lr=0.0001), dim=32, layers=2, flip=0.0),
     },
     reference={
         "resnet50_8xb256-coslr-300e_in1k": (
