@@ -131,13 +131,18 @@ def versus_markdown(part: Versus) -> str:
     for (heading, label), a, b in zip(part.rows, first, second, strict=True):
         if a is None and b is None:
             continue
-        numbers = isinstance(a, (int, float)) and isinstance(b, (int, float))
-        gap = f"{b - a:+.4g}" if numbers else ("" if a == b else "differs")  # type: ignore[operator]
         shown = ("–" if v is None else markdown_text(visible(str(v))) for v in (a, b))
-        lines.append(f"| {markdown_text(visible(f'{heading}: {label}'))} | {' | '.join(shown)} | {gap} |")
+        lines.append(f"| {markdown_text(visible(f'{heading}: {label}'))} | {' | '.join(shown)} | {_gap(a, b)} |")
     return "\n".join(lines)
 
 
 def site_json(pages: Sequence[Mapping[str, str]]) -> str:
     """Title, file, group and words of every page, for the search."""
     return script_json([[visible(one[key]) for key in ("title", "file", "group", "words")] for one in pages])
+
+
+def _gap(a: object, b: object) -> str:
+    """What the second of two values is above the first, or that they differ."""
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return f"{b - a:+.4g}"
+    return "" if a == b else "differs"

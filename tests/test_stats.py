@@ -143,7 +143,10 @@ def test_many_equal_networks_are_called_different_rarely():
 
 def test_pairwise_finds_the_one_that_differs():
     rng = np.random.default_rng(2)
-    noisy = lambda level: answers(rng.random(3000) < level)  # noqa: E731
+
+    def noisy(level):
+        return answers(rng.random(3000) < level)
+
     found = stats.pairwise({"a": noisy(0.7), "b": noisy(0.7), "c": noisy(0.5)})
     assert [(pair.a, pair.b, pair.significant) for pair in found] == [("a", "b", False), ("a", "c", True), ("b", "c", True)]
     assert found[1].difference == pytest.approx(-20, abs=4) and found[1].p <= found[1].adjusted
