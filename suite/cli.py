@@ -9,6 +9,31 @@ from typing import Annotated, Any
 
 import typer
 
+from suite.cli_files import data_app, weights_app
+from suite.cli_options import (
+    Accumulate,
+    Again,
+    Algo,
+    Bench,
+    Broken,
+    DataRoot,
+    Dataset,
+    DatasetRoot,
+    Debug,
+    Devices,
+    Keep,
+    Overrides,
+    Pack,
+    Pages,
+    Preset,
+    Published,
+    Replace,
+    Runs,
+    Scale,
+    Seeds,
+    Stale,
+    Track,
+)
 from suite.errors import SuiteError, UsageError, unknown
 
 app = typer.Typer(
@@ -19,42 +44,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-weights_app = typer.Typer(help="Read, extract, convert and publish weights files.", no_args_is_help=True)
-data_app = typer.Typer(help="List data sets and check the ones you have.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 app.add_typer(data_app, name="data")
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. optim.lr=0.1, or knn.temperature=0.1")
-]
-Algo = Annotated[str, typer.Option("--algo", help="Algorithm, a list with commas, `all`, or a path to a .py file.")]
-Bench = Annotated[str, typer.Option("--bench", help="`all`, or a list such as `knn,linear:pooled`.")]
-Preset = Annotated[str, typer.Option("--preset", help="Preset or a list; empty: the recipe's default.")]
-Seeds = Annotated[str, typer.Option("--seeds", help="A list such as 0,1,2; empty: the preset's seed.")]
-Dataset = Annotated[str, typer.Option("--dataset", help="Pre-training data by catalogue name.")]
-DatasetRoot = Annotated[Path | None, typer.Option("--dataset-root", help="Folder of the pre-training data.")]
-DataRoot = Annotated[list[str] | None, typer.Option("--data-root", help="NAME=DIR for any data set; may repeat.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
-Pages = Annotated[Path, typer.Option("--pages", help="Folder of the pages.")]
-Published = Annotated[Path, typer.Option("--results", help="Folder of published results.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Drop a published record that is about other weights.")]
-Stale = Annotated[bool, typer.Option("--stale", help="Publish results of older versions too, marked as such.")]
-Broken = Annotated[str, typer.Option("--on-broken", help="Broken images: refuse or skip.")]
-Devices = Annotated[int, typer.Option("--devices", min=1, help="Processes (GPUs) to train on.")]
-Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches per step; the global batch stays.")]
-Keep = Annotated[int, typer.Option("--keep", min=0, help="Best checkpoints to keep beside the last one.")]
-Track = Annotated[str, typer.Option("--track", help="tensorboard, wandb, mlflow, or a list.")]
-Pack = Annotated[
-    bool,
-    typer.Option(
-        "--pack",
-        help="Decode photographs once into the cache, with the shorter side at most 256 pixels (more for views above 224), "
-        "and read that copy from then on. The reduced pictures count as another data set in the records.",
-    ),
-]
-Scale = Annotated[bool, typer.Option("--scale-lr", help="Scale the learning rate with batch=… (linear rule).")]
-Again = Annotated[bool, typer.Option("--again", help="Compute anew what is already there.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def _reporter() -> Any:
@@ -287,9 +278,9 @@ def list_(
     debug: Debug = False,
 ) -> None:
     """List what there is."""
-    from suite import command
+    from suite import listing
 
-    for line in command.listing(what, runs):
+    for line in listing.of(what, runs):
         typer.echo(line)
 
 
@@ -301,72 +292,10 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Print a recipe's card and its resolved settings."""
-    from suite import command
+    from suite import listing
 
-    for line in command.show(recipe, preset, overrides or []):
+    for line in listing.show(recipe, preset, overrides or []):
         typer.echo(line)
-
-
-@weights_app.command()
-def inspect(file: Path, debug: Debug = False) -> None:
-    """Say what a weights file holds: containers, prefixes, architecture, coverage."""
-    from suite import weights
-
-    for line in weights.inspect(file).report():
-        typer.echo(line)
-
-
-@weights_app.command()
-def extract(
-    file: Path,
-    out: Path,
-    arch: str = "",
-    prefix: Annotated[str | None, typer.Option()] = None,
-    debug: Debug = False,
-) -> None:
-    """Write a file's backbone as our safetensors."""
-    from suite import weights
-
-    for line in weights.extract(file, out, arch=arch or None, prefix=prefix).report():
-        typer.echo(line)
-
-
-@weights_app.command()
-def convert(file: Path, out: Path, to: Annotated[str, typer.Option("--to")] = "torchvision", debug: Debug = False) -> None:
-    """Write a backbone in another project's layout."""
-    from suite import weights
-
-    weights.convert(file, to, out)
-    typer.echo(str(out))
-
-
-@weights_app.command(name="publish")
-def publish_weights(file: Path, folder: Path, debug: Debug = False) -> None:
-    """Copy a backbone to `<arch>-<sha8>.safetensors`."""
-    from suite import weights
-
-    typer.echo(str(weights.publish(file, folder)))
-
-
-@data_app.command(name="ls")
-def data_list(debug: Debug = False) -> None:
-    """List the catalogue."""
-    from suite import command
-
-    for line in command.listing("datasets", Path("runs")):
-        typer.echo(line)
-
-
-@data_app.command()
-def check(name: str, data_root: Annotated[Path | None, typer.Option("--data-root")] = None, debug: Debug = False) -> None:
-    """Say whether a data set is complete, and what is wrong with it. Exit 1 when something is."""
-    from suite import command
-
-    lines, ok = command.check_data(name, data_root)
-    for line in lines:
-        typer.echo(line)
-    if not ok:
-        raise typer.Exit(1)
 
 
 def main(arguments: list[str] | None = None) -> int:

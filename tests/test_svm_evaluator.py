@@ -342,8 +342,8 @@ def test_features_mapped_from_disk_are_read_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(sample_rows, "ROWS", 50)
     most, usual = [], sample_rows.Rows._raw
 
-    def raw(self, rows):
-        out = usual(self, rows)
+    def raw(self, rows, *args):
+        out = usual(self, rows, *args)
         most.append(len(out))
         return out
 

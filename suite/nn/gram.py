@@ -30,6 +30,10 @@ GATHER = 200
 """Operations in the time in which an element of a system is picked."""
 
 
+FEW = 6
+"""Rows of K are picked out and multiplied where that leaves out all but one in so many."""
+
+
 class SharedGram:
     """One Gram matrix for all problems: samples that a problem leaves out have curvature 0.
 
@@ -67,6 +71,13 @@ class SharedGram:
         factor = self._factor
         return multiply(multiply(x, factor), factor.T)
 
+    def apply_few(self, x: Tensor) -> Tensor:
+        """`apply` for rows of which most entries are 0, the same ones in all."""
+        used = x.any(0).nonzero().flatten()
+        if self.matrix is None or FEW * len(used) > self.size:
+            return self.apply(x)
+        return multiply(x[:, used], self.matrix[used])
+
     @property
     def _factor(self) -> Tensor:
         if self.factor is None:
@@ -86,8 +97,7 @@ class SharedGram:
         if self.factor is not None and 2 * self.width < part.size:
             part.factor, single = self.factor[index], base[index]
         else:
-            part.matrix, g = self.block(index), mean[index].double()
-            single = torch.addmm(part.matrix, g.unsqueeze(1), g.unsqueeze(0), alpha=-1).float()
+            part.matrix, single = self.block(index), self._block_single(index)
         part._single = single, mean[index]
         part._spectrum = values * (part.size / self.size), vectors[index]
         return part
@@ -99,6 +109,14 @@ class SharedGram:
         if self.matrix is not None:
             return submatrix(self.matrix, index)
         z = self._factor[index]
+        return multiply(z, z.T)
+
+    def _block_single(self, index: Tensor) -> Tensor:
+        """As `block`, without the mean direction and in float32."""
+        base, _ = self._single
+        if self.matrix is not None:
+            return submatrix(base, index)
+        z = base[index]
         return multiply(z, z.T)
 
     def solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor, tol: float = EXACT_DIRECTION) -> Tensor:

@@ -44,17 +44,17 @@ class Rows:
         """N."""
         return len(self.features)
 
-    def _raw(self, rows: slice | Tensor) -> Tensor:
+    def _raw(self, rows: slice | Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         if isinstance(self.features, Tensor):
-            return self.features[rows].to(self.device, torch.float64)
+            return self.features[rows].to(self.device, dtype)
         chosen = self.features[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-        return torch.from_numpy(np.array(chosen, dtype=np.float64)).to(self.device)
+        return torch.from_numpy(np.array(chosen, dtype=np.float64 if dtype == torch.float64 else np.float32)).to(self.device)
 
-    def block(self, rows: slice | Tensor) -> Tensor:
-        """Z of these samples, n×(d+1) float64."""
-        raw = self._raw(rows)
+    def block(self, rows: slice | Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Z of these samples, n×(d+1)."""
+        raw = self._raw(rows, dtype)
         z = raw.new_ones(len(raw), self.width + 1)
-        torch.mul(raw, self.scale[rows], out=z[:, :-1])
+        torch.mul(raw, self.scale[rows].to(dtype), out=z[:, :-1])
         return z
 
     def weigh(self, dual: Tensor) -> Tensor:
@@ -68,9 +68,9 @@ class Rows:
         """Products of these and other samples: N×L float32."""
         products = torch.empty(len(self), len(other), device=self.device)
         for columns in blocks(len(other)):
-            right = other.block(columns).float().T
+            right = other.block(columns, torch.float32).T
             for rows in blocks(len(self)):
-                products[rows, columns] = multiply(self.block(rows).float(), right)
+                products[rows, columns] = multiply(self.block(rows, torch.float32), right)
         return products
 
     def gram(self) -> Tensor:

@@ -228,7 +228,7 @@ def _newton(
         inner, outer = dual * active, dual * ~active
         missing = y - scores - torch.where(active, dual / curvature, 0)
         if outer.any():
-            missing += kernel.apply(outer)
+            missing += kernel.apply_few(outer)
         wanted = float((tol * norm[keep] / gap[keep]).min().sqrt()) / 4
         target = inner + kernel.solve(curvature, missing, exact, min(max(wanted, EXACT_DIRECTION), ROUGH))
         slopes, values = gradient[keep], objective[keep]

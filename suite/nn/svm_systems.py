@@ -33,6 +33,9 @@ class StackedGrams:
         """K x for every row: P×S -> P×S."""
         return multiply(x.unsqueeze(1), self.matrices).squeeze(1)
 
+    apply_few = apply
+    """The matrices are small."""
+
     def take(self, rows: Tensor) -> StackedGrams:
         """The matrices of these problems."""
         return self if len(rows) == len(self.matrices) else StackedGrams(self.matrices[rows])
@@ -105,12 +108,11 @@ def deflated_solve(base: Tensor, mean: Tensor, weight: Tensor, rhs: Tensor) -> T
     system = base.clone()
     system.diagonal().add_(inverse.float())
     solve = cholesky_solver(system)
-    shift = solve(mean.unsqueeze(1)).squeeze(1).double()
+    plain, shift = solve(torch.stack([rhs.float(), mean], 1)).double().unbind(1)  # (W⁻¹ + K)⁻¹ of r and of g
 
-    def precondition(r: Tensor) -> Tensor:
-        plain = solve(r.float().unsqueeze(1)).squeeze(1).double()
+    def corrected(plain: Tensor) -> Tensor:
         return plain - shift * ((g @ plain) / (1 + g @ shift))
 
-    x = precondition(rhs)
+    x = corrected(plain)
     residual = rhs - inverse * x - (base @ x.float()).double() - g * (g @ x)
-    return x + precondition(residual)
+    return x + corrected(solve(residual.float().unsqueeze(1)).squeeze(1).double())
