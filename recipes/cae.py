@@ -25,8 +25,6 @@ from typing import Any
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-from timm.layers import LayerScale, Mlp
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -75,6 +73,8 @@ class RegressorBlock(nn.Module):
     """Cross attention from hidden places to everything, then an MLP (section 3.1, "Latent contextual regressor")."""
 
     def __init__(self, width: int, heads: int, scale: float) -> None:
+        from timm.layers import LayerScale, Mlp
+
         super().__init__()
         self.heads = heads
         self.norm_q, self.norm_k, self.norm_v, self.norm2 = (NORM(width) for _ in range(4))
@@ -117,6 +117,8 @@ class Decoder(nn.Module):
     """Visual tokens of hidden patches from their predicted representations alone."""
 
     def __init__(self, width: int, heads: int, config: CAEConfig, vocabulary: int) -> None:
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         one = partial(Block, width, heads, qkv_bias=True, init_values=config.layer_scale, norm_layer=NORM)
         self.blocks = nn.Sequential(*(one() for _ in range(config.decoder_depth)))

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from suite.backbone import Backbone
@@ -86,6 +85,8 @@ class Decoder(nn.Module):
     """A narrow transformer over all places: encoded patches at theirs, the mask token elsewhere (section 3)."""
 
     def __init__(self, wide: int, grid: tuple[int, int], config: MAEConfig, out: int) -> None:
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         width = config.decoder_dim
         norm: Any = partial(nn.LayerNorm, eps=1e-6)

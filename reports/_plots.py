@@ -73,12 +73,13 @@ DASHES = ("dashed", "dotted", "dashdot", "solid")
 
 
 def _panel(axes: Any, panel: Panel, rows: Sequence[str]) -> None:
-    for i, (value, ends) in enumerate(zip(panel.values, panel.ends, strict=True)):
-        axes.axhline(i, color=LINE, linewidth=0.6, zorder=0)
-        if value is not None:
-            axes.plot(value, i, "o", color=ACCENT, markersize=5.5)
-        if value is not None and ends is not None:
-            axes.plot(ends, (i, i), color=ACCENT, linewidth=1.5, solid_capstyle="round")
+    places = range(len(rows))
+    axes.hlines(places, 0, 1, transform=axes.get_yaxis_transform(), color=LINE, linewidth=0.6, zorder=0)
+    dotted = [(i, value) for i, value in zip(places, panel.values, strict=True) if value is not None]
+    axes.plot([value for _, value in dotted], [i for i, _ in dotted], "o", color=ACCENT, markersize=5.5)
+    spans = [(i, ends) for (i, _) in dotted if (ends := panel.ends[i]) is not None]
+    lows, highs = [low for _, (low, _) in spans], [high for _, (_, high) in spans]
+    axes.hlines([i for i, _ in spans], lows, highs, color=ACCENT, linewidth=1.5, capstyle="round")
     for dash, (name, value) in zip(DASHES, sorted(panel.controls.items()), strict=False):
         axes.axvline(value, color=MUTED, linewidth=1, linestyle=dash, zorder=1)
         axes.annotate(

@@ -65,6 +65,12 @@ def score(
     one: Group, name: str, preset: str, metric: str, evaluators: Mapping[str, Evaluator], recipes: Mapping[str, Recipe]
 ) -> Score:
     """One metric of a group over the seeds that were measured alike, or the reason why there is none."""
+    return one.once(("score", name, preset, metric), lambda: _score(one, name, preset, metric, evaluators, recipes))
+
+
+def _score(
+    one: Group, name: str, preset: str, metric: str, evaluators: Mapping[str, Evaluator], recipes: Mapping[str, Recipe]
+) -> Score:
     results = one.results(name, preset)
     good = [result for result in results if result.status == "ok" and finite(result.metrics.get(metric))]
     if not good:
@@ -111,7 +117,8 @@ def _stale(one: Group, results: Sequence[Result], evaluators: Mapping[str, Evalu
     if evaluator is not None and any(result.version != evaluator.version for result in results):
         old = _all({result.version for result in results} - {evaluator.version})
         reasons.append(f"measured with version {old} of {evaluator.name}, now {evaluator.version}")
-    if any(result.weights not in one.weights for result in results):
+    weights = one.seeds
+    if any(result.weights not in weights for result in results):
         reasons.append("measured on weights that the run no longer has")
     return "; ".join(reasons)
 

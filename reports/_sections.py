@@ -160,7 +160,10 @@ def _row(section: Section, entry: Entry, metrics: Sequence[str]) -> list[Cell]:
 def spread(metric: str, found: Score) -> list[str]:
     """What an evaluator reported beside a number: `lowshot.k1` has `lowshot_std.k1`, `lowshot_low.k1`, `lowshot_high.k1`."""
     base, dot, suffix = metric.partition(".")
-    std, low, high = ([r.metrics.get(f"{base}{ending}{dot}{suffix}") for r in found.results] for ending in QUALIFIERS)
+    names = [f"{base}{ending}{dot}{suffix}" for ending in QUALIFIERS]
+    if not any(name in r.metrics for r in found.results for name in names):
+        return []
+    std, low, high = ([r.metrics.get(name) for r in found.results] for name in names)
     spreads = [fixed(value, DECIMALS) for value in std if value is not None]
     ends = [(a, b) for a, b in zip(low, high, strict=True) if a is not None and b is not None]
     said = [f"± {', '.join(spreads)} over repetitions"] if spreads else []

@@ -25,7 +25,7 @@ from reports._zoo import LAYOUT, data_of, slot
 from suite.record import RunRecord
 from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, Table
 
-MOST = 20
+MOST = 12
 """Groups of runs on one page at most: the newest; the index has all."""
 CONTROLS = 2
 """Groups of one control, data set and network beside them."""

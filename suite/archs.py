@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import timm
 from torch import Tensor
+
+from suite.backbone import is_architecture
 
 Guess = tuple[str, dict[str, Any], str]
 
@@ -96,7 +97,7 @@ def infer_arch(state: Mapping[str, Tensor]) -> Guess | None:
         ZeroDivisionError,
     ):  # a tensor that the guess needs is missing or has another rank
         return None
-    return guess if guess and timm.is_model(guess[0]) else None
+    return guess if guess and is_architecture(guess[0]) else None
 
 
 def count(keys: Iterable[str], pattern: str) -> int:
@@ -150,7 +151,7 @@ def _vit(state: Mapping[str, Tensor]) -> Guess | None:
     size, standard_depth, heads = VITS.get(width, ("tiny", 12, width // 64))
     arch = f"vit_{size}_patch{patch}_224"
     options: dict[str, Any] = {}
-    if not timm.is_model(arch):
+    if not is_architecture(arch):
         arch = "vit_huge_patch14_224" if size == "huge" else f"vit_{size}_patch16_224"
         options["patch_size"] = patch
     if width not in VITS:
@@ -183,7 +184,7 @@ def _swin(state: Mapping[str, Tensor]) -> Guess | None:
         return None
     side = 32 * window  # the last stage is one window: 7 at 224, 12 at 384, 6 at 192
     arch = f"{name}_patch4_window{window}_{side}"
-    if timm.is_model(arch):
+    if is_architecture(arch):
         return arch, {}, "imagenet"
     return f"{name}_patch4_window7_224", {"window_size": window, "img_size": side}, "imagenet"
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
@@ -46,6 +45,8 @@ class Backbone(nn.Module):
     def __init__(self, arch: str, options: Mapping[str, Any] | None = None, stem: str = "imagenet", in_chans: int = 3) -> None:
         super().__init__()
         self.arch, self.options, self.stem, self.in_chans = arch, dict(options or {}), stem, in_chans
+        import timm
+
         check_architecture(arch)
         try:
             self.net: Any = timm.create_model(arch, pretrained=False, num_classes=0, in_chans=in_chans, **_tuples(self.options))
@@ -149,14 +150,25 @@ class Backbone(nn.Module):
         return backbone
 
 
+def is_architecture(arch: str) -> bool:
+    """Whether timm has a model of this name."""
+    import timm  # takes seconds, which listing, checking and reporting need not wait for
+
+    return timm.is_model(arch)
+
+
 def check_architecture(arch: str) -> None:
     """Raise UsageError unless timm has a model of this name."""
-    if not timm.is_model(arch):
+    import timm
+
+    if not is_architecture(arch):
         raise unknown("architecture", arch, timm.list_models())
 
 
 def is_transformer(arch: str) -> bool:
     """Whether a timm model is built of attention."""
+    import timm
+
     family = timm.models.model_entrypoint(arch).__module__.rpartition(".")[2]
     return "transformer" in family or family in ("beit", "cait", "deit", "eva", "xcit")
 

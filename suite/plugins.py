@@ -12,6 +12,7 @@ import importlib.util
 import pkgutil
 import sys
 import zlib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +54,10 @@ def load(kind: Kind, name: str) -> Any:
     """
     if name.endswith(".py"):
         return _from_path(kind, Path(name))
-    found = find(kind)
+    return _load(kind, name, find(kind))
+
+
+def _load(kind: Kind, name: str, found: Mapping[str, str]) -> Any:
     key = name if name in found else name.replace("_", "-") if kind == "recipes" else name
     if key not in found:
         raise unknown(SINGULAR[kind], name, found)
@@ -95,7 +99,8 @@ def _checked(kind: Kind, plugin: Any, where: str, name: str | None) -> Any:
 
 def load_all(kind: Kind) -> dict[str, Any]:
     """Every plug-in of a kind by name."""
-    return {name: load(kind, name) for name in find(kind)}
+    found = find(kind)
+    return {name: _load(kind, name, found) for name in found}
 
 
 def _one_line(error: BaseException) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from suite import export, fresh, markers, plugins, render
 from suite.errors import JobError, UsageError
+from suite.reading import no_collecting
 from suite.record import RunRecord
 from suite.results import Library, Results, gather
-from suite.spec import Document
+from suite.spec import Archive, Document
 from suite.store import RUN, Store, write_bytes
 from suite.validate import Known, outdated
 
@@ -86,14 +87,21 @@ def check(asked: Asked, say: Say) -> None:
     say(f"{len(documents)} page(s) are current")
 
 
+def build(records: Sequence[RunRecord], known: Known, archive: Archive) -> list[Document]:
+    """Every page's documents, those of the index first."""
+    pages = plugins.load_all("reports")
+    order = sorted(pages, key=lambda name: (name != "index", name))
+    with no_collecting():
+        return [document for name in order
+                for document in pages[name].build(records, known.recipes, known.evaluators, archive)]  # fmt: skip
+
+
 def _documents(asked: Asked) -> tuple[Library, list[Document], Known]:
     """Every record, what all pages make of them, and the plug-ins; the first document is the one that others link back to."""
-    library = gather(Store(asked.runs), Results(asked.results) if asked.results is not None else None)
-    pages = plugins.load_all("reports")
     known = Known(plugins.load_all("recipes"), plugins.load_all("evaluators"))
-    order = sorted(pages, key=lambda name: (name != "index", name))
-    documents = [document for name in order
-                 for document in pages[name].build(library.records, known.recipes, known.evaluators, library)]  # fmt: skip
+    with no_collecting():
+        library = gather(Store(asked.runs), Results(asked.results) if asked.results is not None else None)
+    documents = build(library.records, known, library)
     if asked.stamp and documents:
         documents[0] = replace(documents[0], parts=[*documents[0].parts, asked.stamp])
     return library, documents, known

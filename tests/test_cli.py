@@ -87,6 +87,15 @@ def test_help_is_quick_and_loads_no_torch():
     assert done.returncode == 0 and "pretrain" in done.stdout
 
 
+def test_listing_and_reporting_load_no_networks():
+    code = (
+        "import sys; from suite.cli import main; codes = [main(['ls', 'recipes']), main(['ls', 'evaluators'])];"
+        "sys.exit(any(codes) or bool({'timm', 'torchvision', 'scipy.optimize'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "mocov2" in done.stdout and "knn" in done.stdout, done.stderr
+
+
 def test_truncated_jpeg_is_refused_or_skipped(suite, tmp_path):
     root = tree(tmp_path / "photos", (("a", 6), ("b", 6)))
     bad = root / "train" / "a" / "0.jpg"

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from suite.errors import UsageError
@@ -160,6 +159,8 @@ def fit(
     Raises:
         UsageError: a cost that is not positive.
     """
+    from scipy.optimize import minimize  # takes a second, which listing and reporting need not wait for
+
     if not 0 < cost < float("inf"):
         raise UsageError(f"config key 'costs' = {cost}: must be positive numbers")
     basis, device, before = Basis(objective, cost), objective.rows.device, objective.passes

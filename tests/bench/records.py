@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from suite import fresh, plugins, render
+from suite import fresh, plugins, regenerate, render
 from suite.record import RunRecord, to_json
 from suite.results import Results, file_name
-from suite.spec import Archive, Document
 from suite.store import RESULTS, RUN, Store
+from suite.validate import Known
 from tests import report_samples
 from tests.bench.paired import Effort, Row
 
@@ -62,13 +62,6 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, found
 
 
-def build(records: Sequence[RunRecord], archive: Archive) -> list[Document]:
-    """Every page's documents, as `suite report` makes them."""
-    pages, recipes, evaluators = (plugins.load_all(kind) for kind in ("reports", "recipes", "evaluators"))
-    order = sorted(pages, key=lambda name: (name != "index", name))
-    return [document for name in order for document in pages[name].build(records, recipes, evaluators, archive)]
-
-
 def measure(count: int) -> dict[str, float]:
     """Seconds of every step for so many records."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -79,8 +72,8 @@ def measure(count: int) -> dict[str, float]:
         files, again = timed(results.records)
         assert len(found) == count and not problems and again == (found, problems), "both forms hold the same records"
         del again
-        loading, _ = timed(lambda: [plugins.load_all(kind) for kind in ("reports", "recipes", "evaluators")])
-        building, documents = timed(lambda: build(found, results))
+        loading, known = timed(lambda: Known(plugins.load_all("recipes"), plugins.load_all("evaluators")))
+        building, documents = timed(lambda: regenerate.build(found, known, results))
         rendering, written = timed(lambda: render.render(documents, root / "pages"))
         unchanged, _ = timed(lambda: render.render(documents, root / "pages"))
         looking, _ = timed(lambda: fresh.look([root / "runs", root / "published"]))
