@@ -16,7 +16,7 @@ from suite.blocks import Block, reason
 from suite.markup import markdown_text, visible
 from suite.spec import Cell, Versus
 
-SHOWN = 100
+SHOWN = 50
 """Rows of a table that stand in the page as HTML; the browser builds the others when they are asked for."""
 LONG = 40
 """Characters from which on a cell counts as prose and gets more room."""
