@@ -12,7 +12,7 @@ from reports._published import Figure, published_score
 from reports._scores import CellKind, Score, best, fixed, score, score_cell, signed
 from reports._zoo import Slot
 from suite.record import Result
-from suite.spec import Cell, Evaluator, Metric, Recipe, Table
+from suite.spec import Cell, Evaluator, Metric, Recipe, Table, base_preset
 
 DECIMALS = 2
 QUALIFIERS = ("_std", "_low", "_high")
@@ -135,8 +135,8 @@ def protocol_cell(evaluator: Evaluator | None, entry: Entry, results: Sequence[R
     """Preset and what was chosen under it: `default, layer stage4`; † where it selects on test data."""
     chosen = {str(result.selected["layer"]) for result in results if "layer" in result.selected}
     text = entry.preset + (f", {' / '.join(sorted(chosen))}" if chosen else "")
-    said = evaluator.describe.get(entry.preset, "") if evaluator else ""
-    if evaluator is not None and entry.preset in evaluator.selects_on_test:
+    said = evaluator.describe.get(base_preset(entry.preset), "") if evaluator else ""
+    if evaluator is not None and base_preset(entry.preset) in evaluator.selects_on_test:
         return Cell(f"{text} †", None, "\n".join(part for part in ("selects on test data", said) if part), kind=kind)
     return Cell(text, None, said, kind=kind)
 
@@ -254,10 +254,10 @@ def _note(section: Section) -> str:
     notes = []
     known = section.known
     for preset in sorted({entry.preset for entry in section.entries}):
-        text = known.describe.get(preset) if known else None
+        text = known.describe.get(base_preset(preset)) if known else None
         if text:
             notes.append(f"{preset}: {text}.")
-        if known and preset in known.selects_on_test:
+        if known and base_preset(preset) in known.selects_on_test:
             notes.append(f"† {preset} follows a published protocol that selects on test data.")
     doubts = sorted({figure.note for figure in section.published if figure.note})
     if doubts:

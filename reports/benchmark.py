@@ -25,7 +25,7 @@ from reports._scores import CellKind, Score, best, fixed, score, score_cell, sig
 from reports._sections import DECIMALS, Entry, Section, column, metrics_of, printed, spread
 from reports._zoo import LAYOUT, data_of, slot
 from suite.record import RunRecord
-from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, Table
+from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, Table, base_preset
 
 MOST = 100
 """Rows of one table at most: the best; the index has all."""
@@ -143,7 +143,7 @@ def _leaderboard(
     heads = ["Algorithm", "Preset", "Rank\n95 %", *(column(section.known, metric) for metric in metrics)]
     more = f"The {len(kept)} best of {len(groups)} rows. " if len(kept) < len(groups) else ""
     known = evaluators.get(name)
-    said = known.describe.get(preset, "") if known else ""
+    said = known.describe.get(base_preset(preset), "") if known else ""
     return Table(f"Protocol {preset}, {data}", heads, rows, more + said)
 
 

@@ -26,7 +26,7 @@ from reports._plots import Panel, dots
 from reports._rank import Rank, overall, rank_cell, ranks, span
 from reports._scores import CellKind, Score, best, score, score_cell, signed
 from suite.record import RunRecord
-from suite.spec import Archive, Cell, Document, Evaluator, Metric, Page, Plot, Recipe, Table
+from suite.spec import Archive, Cell, Document, Evaluator, Metric, Page, Plot, Recipe, Table, base_preset
 
 SUMMARY = (
     "Self-supervised pre-training, measured. Every number stands in a stored record: point at it to see which. Rows "
@@ -185,7 +185,7 @@ def _notes(groups: Sequence[Group], columns: Sequence[Column], evaluators: Mappi
         prints = {tuple(sorted(r.data.items())) for one in groups for r in one.results(name, preset) if r.data}
         if len(prints) > 1:
             notes.append(f"{name} was measured on {len(prints)} different states of its data: compare with care.")
-        if name in evaluators and preset in evaluators[name].selects_on_test:
+        if name in evaluators and base_preset(preset) in evaluators[name].selects_on_test:
             notes.append(f"{name} [{preset}] follows a published protocol that selects on test data.")
     return notes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -22,19 +23,21 @@ from suite.data import Sources
 from suite.errors import JobError, SuiteError, UsageError, unknown
 from suite.interrupt import Interrupted
 from suite.record import Result, environment
-from suite.spec import EvalConfig, Evaluator
+from suite.spec import EvalConfig, Evaluator, base_preset
 from suite.store import Run, arrays_to_bytes
 
 
 def resolve(evaluator: Evaluator, preset: str, assignments: Sequence[str] = ()) -> EvalConfig:
-    """The config of an evaluator's preset with overrides.
+    """The config of an evaluator's preset, or of a preset on other data (`default@cityscapes`), with overrides.
 
     Raises:
         UsageError: unknown preset or key.
     """
-    if preset not in evaluator.presets:
-        raise unknown(f"preset of {evaluator.name}", preset, evaluator.presets)
-    return configs.override(evaluator.presets[preset], assignments)
+    name, _, dataset = preset.partition("@")
+    if name not in evaluator.presets:
+        raise unknown(f"preset of {evaluator.name}", name, evaluator.presets)
+    given = [f"dataset={json.dumps(dataset)}"] if dataset else []
+    return configs.override(evaluator.presets[name], [*given, *assignments])
 
 
 def missing_need(evaluator: Evaluator) -> str:
@@ -70,15 +73,18 @@ def order(evaluator: Evaluator, preset: str, weights: str, sources: Sources, ass
         UsageError: unknown preset or key.
     """
     config, sources = resolve(evaluator, preset, assignments), sources.serving(evaluator.task)
+    name = base_preset(preset)
     try:
         need = missing_need(evaluator)
         dataset = "" if need else sources.name(evaluator.task, config.dataset)
         # Data is part of the identity: the same preset on other images is another result.
         fingerprint = "" if need else "/".join(sources.fingerprint(dataset, split) for split in ("train", "test"))
+        if dataset and config.dataset != evaluator.presets[name].dataset:
+            name = f"{name}@{dataset}"  # another result beside the one on the preset's own data
     except UsageError as error:
         need, dataset, fingerprint = str(error), "", ""
     result = Result(
-        evaluator=evaluator.name, preset=preset, version=evaluator.version, config=configs.to_dict(config),
+        evaluator=evaluator.name, preset=name, version=evaluator.version, config=configs.to_dict(config),
         digest=digest(evaluator, config, dataset, fingerprint), status="skipped", weights=weights, why=need, created=now(),
     )  # fmt: skip
     return Order(evaluator, config, result)
@@ -106,7 +112,9 @@ def evaluate(wanted: Order, run: Run, place: Place, *, together: Sequence[Order]
         Interrupted: a signal came.
     """
     if wanted.result.why:
-        run.save_result(wanted.result)
+        old = run.results()[0].get(wanted.key)
+        if old is None or old.status != "ok" or old.weights != wanted.result.weights:  # a number is worth more than a reason
+            run.save_result(wanted.result)
         return wanted.result
     # Partial results are of these settings, not of whatever the preset is later called with.
     out = run.path / "work" / f"{wanted.key}-{wanted.result.digest[:8]}"

@@ -85,7 +85,7 @@ class Result:
 
     @property
     def key(self) -> str:
-        """`evaluator` or `evaluator.preset`: file name of the result inside a run."""
+        """`evaluator` or `evaluator.preset` (`evaluator.preset@dataset`): file name of the result inside a run."""
         return self.evaluator if self.preset == "default" else f"{self.evaluator}.{self.preset}"
 
 

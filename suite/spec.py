@@ -194,6 +194,11 @@ class Evaluator:
     version: int = 1
 
 
+def base_preset(preset: str) -> str:
+    """The evaluator's preset behind a result's: `default@cityscapes` is `default` on data that it does not name itself."""
+    return preset.partition("@")[0]
+
+
 @dataclass(frozen=True)
 class Cell:
     """A table cell: what is shown, the number behind it for sorting, and where it comes from."""

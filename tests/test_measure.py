@@ -12,11 +12,12 @@ from suite import measure, plugins
 from suite.backbone import Backbone
 from suite.bench import Bench, Place
 from suite.data import Sources
-from suite.errors import JobError
+from suite.errors import JobError, UsageError
 from suite.features import FeatureStore
 from suite.progress import Reporter
 from suite.run import Benchmarks, Options, benchmark
 from suite.store import Store
+from tests.data_samples import tree
 
 FEATURE_BENCHES = "knn,linear,linear:fast,retrieval,rank,tsne"
 
@@ -112,6 +113,37 @@ def test_a_failure_is_one_line_and_the_others_go_on(adopted, store, few, monkeyp
     benchmarks = Benchmarks([(replace(knn, run=broken), "default"), (linear, "pooled")])
     first, second = benchmark(run, record, benchmarks, Sources("digits"), store, Options(), Reporter())
     assert (first.status, first.why) == ("failed", "RuntimeError: first line") and second.status == "ok"
+
+
+def test_results_on_other_data_stand_beside_those_on_the_own(adopted, store, few, tmp_path):
+    run, record = adopted
+    where = Sources(
+        "digits",
+        {"imagefolder": tree(tmp_path / "photos", {f"{split}/{name}": 48 for split in ("train", "test") for name in "ab"})},
+    )
+
+    def knn(asked, *assignments):
+        (result,) = benchmark(run, record, Benchmarks.parse(asked, {"knn": assignments}), where, store, Options(), Reporter())
+        return result
+
+    own, other = knn("knn"), knn("knn", "dataset=imagefolder")
+    assert (own.status, own.key, other.status, other.key) == ("ok", "knn", "ok", "knn.default@imagefolder"), other.why
+    assert knn("knn:default@imagefolder") == other and run.results()[0] == {own.key: own, other.key: other}
+    with pytest.raises(UsageError, match="preset of knn"):
+        Benchmarks.parse("knn:defualt@imagefolder")
+
+
+def test_a_reason_for_not_running_does_not_replace_a_number(adopted, store, few):
+    run, record = adopted
+    (kept,) = benchmark(run, record, Benchmarks.parse("knn"), Sources("digits"), store, Options(), Reporter())
+    evaluator = plugins.load("evaluators", "knn")
+    wanted = measure.order(replace(evaluator, needs=("no_such_module",)), "default", record.weights.sha256, Sources("digits"))
+    place = Place(sources=Sources("digits"), store=FeatureStore(store.root / "f"), size=32, reporter=Reporter())
+    assert "no_such_module" in measure.evaluate(wanted, run, place).why
+    assert run.results()[0]["knn"] == kept
+    moved = replace(wanted, result=replace(wanted.result, weights="1" * 64))
+    measure.evaluate(moved, run, place)
+    assert run.results()[0]["knn"].status == "skipped"
 
 
 def test_artifacts_lie_beside_the_result(adopted, store, few):
