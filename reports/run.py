@@ -21,6 +21,7 @@ from reports._groups import (
 )
 from reports._scores import chosen, finite, score, score_cell
 from reports.algorithm import flatten
+from suite.kept import kept
 from suite.record import Result, RunRecord
 from suite.spec import Archive, Cell, Document, Evaluator, Page, Plot, Recipe, Table
 
@@ -98,7 +99,7 @@ def _figures(
     """Curves, confusion matrix, nearest neighbours and projection, and a word for each that cannot be drawn."""
     parts: list[Table | Plot | str] = ["## How it went"]
     log = [row for row in archive.log(record) if isinstance(row, Mapping)]
-    drawn = curves(log) if log else None
+    drawn = kept(curves, log) if log else None
     parts.append(drawn or "No training log lies beside this record, so there are no curves.")
     parts.append("## What the features know")
     shown = [plot for plot in (_confusion(results, record, evaluators, archive), _gallery(results, record, evaluators, archive),
@@ -116,7 +117,7 @@ def _confusion(
         arrays = archive.predictions(record, result) if result.status == "ok" else None
         if arrays is not None and {"label", "pred"} <= set(arrays):
             where = f"{benchmark_title(result.evaluator, evaluators)} [{result.preset}], {evaluated_on([result])}"
-            return confusion(arrays["label"], arrays["pred"], where)
+            return kept(confusion, arrays["label"], arrays["pred"], where)
     return None
 
 
@@ -136,7 +137,7 @@ def _gallery(
     found = _artifact(results, record, archive, "gallery")
     if found is None or not {"queries", "neighbours", "right", "thumbs"} <= set(found[1]):
         return None
-    return gallery(found[1], evaluated_on([found[0]]))
+    return kept(gallery, found[1], evaluated_on([found[0]]))
 
 
 def _projection(
@@ -145,7 +146,8 @@ def _projection(
     for name, title in (("tsne", "t-SNE"), ("umap", "UMAP")):
         found = _artifact(results, record, archive, name)
         if found is not None and {"xy", "label"} <= set(found[1]):
-            return scatter(found[1]["xy"], found[1]["label"], f"{title} of the features, {evaluated_on([found[0]])}")
+            said = f"{title} of the features, {evaluated_on([found[0]])}"
+            return kept(scatter, found[1]["xy"], found[1]["label"], said)
     return None
 
 
@@ -160,8 +162,8 @@ def _time(
         return []
     total = sum(seconds for _, seconds in phases)
     rows = [[Cell(name), Cell(duration(s), s), Cell(f"{100 * s / total:.0f}", 100 * s / total)] for name, s in phases]
-    plot: list[Table | Plot | str] = [bars(phases, duration)] if drawn and len(phases) > 1 else []
-    return [*plot, Table("Time per phase", ["Phase", "Time", "Share\n%"], rows)]
+    plot = kept(bars, phases, duration) if drawn and len(phases) > 1 else None
+    return [*([plot] if plot else []), Table("Time per phase", ["Phase", "Time", "Share\n%"], rows)]
 
 
 def _provenance(record: RunRecord) -> Table:

@@ -19,7 +19,7 @@ SUITE_FOR = {
     "evaluators": {
         "spec", "backbone", "data", "optim", "bench", "train", "features", "nn", "views", "errors", "metrics", "method",
     },
-    "reports": {"spec", "record", "errors", "render", "stats"},
+    "reports": {"spec", "record", "errors", "render", "stats", "kept"},
 }  # fmt: skip
 NEVER = {
     "recipes": {"recipes", "evaluators", "reports", "lightning_fabric"},
