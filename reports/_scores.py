@@ -204,7 +204,7 @@ def chosen(result: Result) -> str:
 def _said(value: object) -> str:
     if isinstance(value, Mapping):
         return "(" + ", ".join(f"{key} {_said(inner)}" for key, inner in value.items()) + ")"
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _of_results(results: Sequence[Result]) -> list[str]:

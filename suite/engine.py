@@ -11,11 +11,15 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from typing import TYPE_CHECKING
+
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 
 from suite.errors import UsageError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
 PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -72,6 +76,8 @@ def cpu_has_bf16() -> bool:
 
 def make_fabric(precision: str = "32") -> Fabric:
     """A launched Fabric for this process: alone, or one of those that torchrun or Slurm started."""
+    from lightning_fabric import Fabric  # takes seconds, which a command that finds everything done need not wait for
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = default_device()
     world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else 1
@@ -90,6 +96,8 @@ def make_fabric(precision: str = "32") -> Fabric:
 
 def _ddp(backend: str) -> DDPStrategy:
     """DDP that leaves buffers alone: plain batch norm keeps the statistics of its own process, as the papers train."""
+    from lightning_fabric.strategies import DDPStrategy
+
     # torch's replacement for this option copies the buffers once at the start, which would move queues between processes.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
     return DDPStrategy(broadcast_buffers=False, process_group_backend=backend)

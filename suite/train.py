@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from suite import optim
@@ -28,6 +27,9 @@ from suite.progress import Reporter
 from suite.spec import Config, Optim
 from suite.store import write_bytes
 from suite.views import View
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 COLLAPSED_STD, COLLAPSED_RANK = 0.1, 1.5
 """Below these a training counts as collapsed."""

@@ -38,6 +38,7 @@ class Sources:
     on_broken: str = "refuse"
     cache: Path | None = None
     pack: int = 0
+    _fingerprints: dict[tuple[str, str, int], str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse an unknown way to treat broken images."""
@@ -67,9 +68,13 @@ class Sources:
         return packed(images, cache_dir(self.cache) / "packed", self.pack, reporter or Reporter())
 
     def fingerprint(self, name: str, split: str) -> str:
-        """Fingerprint of what `load` gives, without packing anything."""
-        images = self._own(name, split)
-        return packed_fingerprint(images, self.pack) if self.pack and images.array is None else images.fingerprint
+        """Fingerprint of what `load` gives, without packing anything; the files are looked at once in a command."""
+        key = (name, split, self.pack)
+        if key not in self._fingerprints:
+            images = self._own(name, split)
+            packs = self.pack and images.array is None
+            self._fingerprints[key] = packed_fingerprint(images, self.pack) if packs else images.fingerprint
+        return self._fingerprints[key]
 
     def serving(self, task: str) -> Sources:
         """The same for a task: boxes and masks are in the pixels of the original files, which are then read as they are."""
