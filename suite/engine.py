@@ -10,7 +10,6 @@ import resource
 import sys
 import warnings
 from collections.abc import Sequence
-
 from typing import TYPE_CHECKING
 
 import torch
