@@ -18,6 +18,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 PICKED_ROWS = 64
+"""Rows that are picked at a time: so few stay in the cache until their columns are picked too."""
 FEW_ROWS = 4
 """A product of so few rows with a matrix is faster row by row."""
 
@@ -51,7 +52,7 @@ def submatrix(matrix: Tensor, index: Tensor) -> Tensor:
         return matrix[index.unsqueeze(1), index.unsqueeze(0)]
     source, at = matrix.numpy(), index.numpy()
     picked = np.empty((len(at), len(at)), source.dtype)
-    for start in range(0, len(at), PICKED_ROWS):  # so few rows stay in the cache until their columns are picked
+    for start in range(0, len(at), PICKED_ROWS):
         some = slice(start, start + PICKED_ROWS)
         np.take(source[at[some]], at, axis=1, out=picked[some], mode="clip")  # without a mode, NumPy would copy `out`
     return torch.from_numpy(picked)

@@ -28,10 +28,8 @@ LEAST_ROWS = 24
 """A product of fewer rows takes as long as one of so many: it waits for memory."""
 GATHER = 200
 """Operations in the time in which an element of a system is picked."""
-
-
 FEW = 6
-"""Rows of K are picked out and multiplied where that leaves out all but one in so many."""
+"""One row of K in so many, or fewer, is worth picking out: the copy is read and written again."""
 
 
 class SharedGram:
