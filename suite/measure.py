@@ -19,7 +19,7 @@ from suite import config as configs
 from suite import stats
 from suite.backbone import Backbone
 from suite.bench import Bench, Place
-from suite.data import Sources
+from suite.data import Sources, card
 from suite.errors import JobError, SuiteError, UsageError, unknown
 from suite.interrupt import Interrupted
 from suite.record import Result, environment
@@ -31,13 +31,16 @@ def resolve(evaluator: Evaluator, preset: str, assignments: Sequence[str] = ()) 
     """The config of an evaluator's preset, or of a preset on other data (`default@cityscapes`), with overrides.
 
     Raises:
-        UsageError: unknown preset or key.
+        UsageError: unknown preset, key or data set.
     """
     name, _, dataset = preset.partition("@")
     if name not in evaluator.presets:
         raise unknown(f"preset of {evaluator.name}", name, evaluator.presets)
     given = [f"dataset={json.dumps(dataset)}"] if dataset else []
-    return configs.override(evaluator.presets[name], [*given, *assignments])
+    config = configs.override(evaluator.presets[name], [*given, *assignments])
+    if config.dataset:
+        card(config.dataset)
+    return config
 
 
 def missing_need(evaluator: Evaluator) -> str:

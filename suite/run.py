@@ -318,7 +318,7 @@ def adopt(path: Path, store: Store, dataset: str, size: int | None, reporter: Re
     record = RunRecord(
         id=run.id, recipe=own.get("recipe", path.stem), recipe_version=1, preset="weights", config=config, digest=sha, seed=0,
         weights=Weights(sha, backbone.arch, backbone.parameters_count(), path.name), env=environment(), created=measure.now(),
-        notes=tuple(coverage.report()[:1]),
+        notes=tuple(coverage.notes),
     )  # fmt: skip
     with run.lock():
         if run.record() is None:

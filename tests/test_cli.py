@@ -196,6 +196,8 @@ def test_truncated_and_partial_weights_are_refused(suite, tmp_path):
     assert code == 2 and "layer4.1.conv2.weight" in err and err.count("\n") == 1
     code, _, err = suite("eval", good, "--bench", "knn")
     assert code == 0 and "kNN top-1" in err and "tensors" in err
+    (stored,) = Path("runs").glob("*/run.json")
+    assert "good.safetensors" in stored.read_text() and str(tmp_path) not in stored.read_text()
 
 
 def _start(folder, *arguments):

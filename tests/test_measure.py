@@ -131,6 +131,10 @@ def test_results_on_other_data_stand_beside_those_on_the_own(adopted, store, few
     assert knn("knn:default@imagefolder") == other and run.results()[0] == {own.key: own, other.key: other}
     with pytest.raises(UsageError, match="preset of knn"):
         Benchmarks.parse("knn:defualt@imagefolder")
+    with pytest.raises(UsageError, match="did you mean 'cifar10'"):
+        Benchmarks.parse("knn:default@cifar11")
+    with pytest.raises(UsageError, match="did you mean 'cifar10'"):
+        Benchmarks.parse("knn", {"knn": ["dataset=cifar11"]})
 
 
 def test_a_reason_for_not_running_does_not_replace_a_number(adopted, store, few):
