@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published results: one readable JSON file per run that git carries, small arrays beside it, and the merging of both kinds.
 
-`reports/results/<id>.json` is a RunRecord with its results; `reports/results/<id>/` holds predictions of at most 1 MiB a file
-and a training log of at most 256 KiB. What is larger stays where it was measured.
+`reports/results/<id>.json` is a RunRecord with its results; `reports/results/<id>/` holds predictions of at most 1 MiB a file,
+arrays for figures and a training log of at most 256 KiB each. What is larger stays where it was measured.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from suite.render import safe_name
 from suite.spec import Archive
 from suite.store import LOG, RESULTS, Run, Store, write_bytes
 
-SMALL, SMALL_LOG = 1 << 20, 256 << 10
-"""Bytes of an array file and of a log that are published at most."""
+PREDICTIONS_MOST, MOST = 1 << 20, 256 << 10
+"""Bytes that are published at most of a file of predictions, which tests need, and of any other."""
 STALE = "stale: "
 """Starts the note that marks an old version as known and wanted."""
 
@@ -160,8 +160,12 @@ def stale_mark(key: str, version: int) -> str:
 
 def _copy(record: RunRecord, merged: RunRecord, run: Run, folder: Path) -> list[str]:
     """Copy what is small enough; remove what no result names any more. Returns a line for each file that stays away."""
-    wanted = {name: (run.path / RESULTS / name, SMALL) for one in record.results.values() for name in files_of(one)}
-    wanted[LOG] = (run.log, SMALL_LOG)
+    wanted = {
+        name: (run.path / RESULTS / name, PREDICTIONS_MOST if name == one.predictions else MOST)
+        for one in record.results.values()
+        for name in files_of(one)
+    }
+    wanted[LOG] = (run.log, MOST)
     left_out = []
     for name, (source, most) in sorted(wanted.items()):
         target = folder / name

@@ -152,15 +152,19 @@ def test_old_versions_need_a_mark_and_the_mark_is_kept(tmp_path):
 
 def test_small_arrays_travel_large_ones_are_named(tmp_path):
     def results(sha):
-        return [proven_result("knn", sha, {"top1": 60.0}, predictions="knn.npz", artifacts={"map": "knn.map.npz"}),
+        return [proven_result("knn", sha, {"top1": 60.0}, predictions="knn.npz", artifacts={"map": "knn.map.npz", "gone": "knn.gone.npz"}),
                 proven_result("linear", sha, {"top1": 64.5}, predictions="linear.npz")]  # fmt: skip
 
     made = proven(results=results)
-    run = saved(tmp_path / "runs", made, {"knn.npz": 900_000, "linear.npz": 1_100_000})
+    run = saved(tmp_path / "runs", made, {"knn.npz": 900_000, "knn.map.npz": 300_000, "linear.npz": 1_100_000})
     run.log.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     archive = Results(tmp_path / "results")
     done = publish(made, archive, run)
-    assert done.left_out == ("knn.map.npz: not in the run's folder", "linear.npz: 1.0 MiB, not published (the limit is 1 MiB)")
+    assert done.left_out == (
+        "knn.gone.npz: not in the run's folder",
+        "knn.map.npz: 0.3 MiB, not published (the limit is 0.25 MiB)",
+        "linear.npz: 1.0 MiB, not published (the limit is 1 MiB)",
+    )
     assert archive.predictions(made, made.results["knn"])["pred"].shape == (900_000,)
     assert archive.predictions(made, made.results["linear"]) is None
     assert archive.log(made) == [{"step": 1, "loss": 2.0}]
