@@ -152,8 +152,11 @@ def test_old_versions_need_a_mark_and_the_mark_is_kept(tmp_path):
 
 def test_small_arrays_travel_large_ones_are_named(tmp_path):
     def results(sha):
-        return [proven_result("knn", sha, {"top1": 60.0}, predictions="knn.npz", artifacts={"map": "knn.map.npz", "gone": "knn.gone.npz"}),
-                proven_result("linear", sha, {"top1": 64.5}, predictions="linear.npz")]  # fmt: skip
+        more = {"map": "knn.map.npz", "gone": "knn.gone.npz"}
+        return [
+            proven_result("knn", sha, {"top1": 60.0}, predictions="knn.npz", artifacts=more),
+            proven_result("linear", sha, {"top1": 64.5}, predictions="linear.npz"),
+        ]
 
     made = proven(results=results)
     run = saved(tmp_path / "runs", made, {"knn.npz": 900_000, "knn.map.npz": 300_000, "linear.npz": 1_100_000})
