@@ -54,10 +54,13 @@ def ranks(spans: Sequence[tuple[float, float] | None], higher: bool = True) -> l
 def overall(columns: Sequence[Sequence[Rank | None]], rows: int) -> list[Rank | None]:
     """A rank per row from its ranks in several benchmarks: rows whose mean rank intervals overlap are tied.
 
-    A row that a benchmark has no number of stands last there, so nobody gains by leaving benchmarks out.
+    Benchmarks that fewer than half of the rows have do not count, unless there are no others: whoever runs more than the rest
+    gains nothing by it. A row that a counting benchmark has no number of stands last there: nobody gains by leaving it out.
     """
     spans: list[tuple[float, float] | None] = []
-    known = [column for column in columns if any(rank is not None for rank in column)]
+    present = [sum(rank is not None for rank in column) for column in columns]
+    known = [column for column, count in zip(columns, present, strict=True) if 2 * count >= rows and count]
+    known = known or [column for column, count in zip(columns, present, strict=True) if count]
     for i in range(rows):
         mine = [column[i] for column in known]
         if not any(rank is not None for rank in mine):

@@ -35,7 +35,7 @@ SUMMARY = (
 )
 RANKING = (
     "A rank such as 2–4 says what the data can tell: one row is surely better, and the row is not told apart from two "
-    "others, because their 95 % intervals overlap."
+    "others, because their 95 % intervals overlap. It goes by the benchmarks that at least half of the rows were run on."
 )
 PLOTTED = 30
 """Rows of a figure at most."""

@@ -95,6 +95,9 @@ def test_nobody_gains_by_leaving_benchmarks_out():
     assert [r.text for r in overall([easy], 3)] == ["2", "3", "1"]
     assert [r.text for r in overall([easy, hard], 3)] == ["1", "3", "2"]
     assert [r and r.text for r in overall([hard], 3)] == ["1", "2", None]
+    rare = ranks([(5.0, 5.0), None, None])  # run on fewer than half of the rows
+    assert overall([easy, rare], 3) == overall([easy], 3)
+    assert [r and r.text for r in overall([rare], 3)] == ["1", None, None]
 
 
 def test_index_ranks_rows_and_not_controls():
