@@ -62,11 +62,6 @@ class Group:
         """Hash of weights to seed."""
         return {record.weights.sha256: record.seed for record in self.records}
 
-    @property
-    def weights(self) -> Mapping[str, int]:
-        """The weights that the runs have now."""
-        return self.seeds
-
     @cached_property
     def _kept(self) -> dict[Hashable, Any]:
         return {}

@@ -117,8 +117,8 @@ def _stale(one: Group, results: Sequence[Result], evaluators: Mapping[str, Evalu
     if evaluator is not None and any(result.version != evaluator.version for result in results):
         old = _all({result.version for result in results} - {evaluator.version})
         reasons.append(f"measured with version {old} of {evaluator.name}, now {evaluator.version}")
-    weights = one.seeds
-    if any(result.weights not in weights for result in results):
+    seeds = one.seeds
+    if any(result.weights not in seeds for result in results):
         reasons.append("measured on weights that the run no longer has")
     return "; ".join(reasons)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,25 +33,23 @@ def kept(draw: Callable[..., Plot | None], *inputs: Any) -> Plot | None:
         inputs: arrays, mappings and plain values.
     """
     place = cache_dir() / "figures" / f"{_key(draw, inputs)}.json"
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError):  # not there, cut short, or not ours
         found = json.loads(place.read_text())
         plot = None if found is None else Plot(*map(str, found))
         os.utime(place)
         return plot
-    except (OSError, ValueError, TypeError):  # not there, cut short, or not ours
-        plot = draw(*inputs)
-    try:
+    plot = draw(*inputs)
+    with contextlib.suppress(OSError, SuiteError):  # a cache that cannot be written only costs time
         write_bytes(place, json.dumps(None if plot is None else [plot.title, plot.svg, plot.alt]).encode())
         _trim(place.parent)
-    except (OSError, SuiteError):
-        pass  # a cache that cannot be written only costs time
     return plot
 
 
 def _trim(folder: Path) -> None:
-    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-    for path in files[: max(0, len(files) - MOST)]:
-        path.unlink(missing_ok=True)
+    files = list(folder.glob("*.json"))
+    if len(files) > MOST:
+        for path in sorted(files, key=lambda path: path.stat().st_mtime)[: len(files) - MOST]:
+            path.unlink(missing_ok=True)
 
 
 def _key(draw: Callable[..., Any], inputs: tuple[Any, ...]) -> str:

@@ -95,7 +95,7 @@ class SharedGram:
         if self.factor is not None and 2 * self.width < part.size:
             part.factor, single = self.factor[index], base[index]
         else:
-            part.matrix, single = self.block(index), self._block_single(index)
+            part.matrix, single = self.block(index), self._among(base, index)
         part._single = single, mean[index]
         part._spectrum = values * (part.size / self.size), vectors[index]
         return part
@@ -104,17 +104,13 @@ class SharedGram:
         """K between the samples in `index` (…×S): …×S×S."""
         if index.ndim > 1:
             return torch.stack([self.block(row) for row in index])
-        if self.matrix is not None:
-            return submatrix(self.matrix, index)
-        z = self._factor[index]
-        return multiply(z, z.T)
+        return self._among(self._factor if self.matrix is None else self.matrix, index)
 
-    def _block_single(self, index: Tensor) -> Tensor:
-        """As `block`, without the mean direction and in float32."""
-        base, _ = self._single
+    def _among(self, source: Tensor, index: Tensor) -> Tensor:
+        """S×S of a matrix like K, or of the products of a factor like Z, whichever is kept."""
         if self.matrix is not None:
-            return submatrix(base, index)
-        z = base[index]
+            return submatrix(source, index)
+        z = source[index]
         return multiply(z, z.T)
 
     def solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor, tol: float = EXACT_DIRECTION) -> Tensor:
