@@ -38,6 +38,7 @@ class Asked:
     "A line for the foot of the first page; empty: pages depend on records alone."
 
 
+@no_collecting()
 def report(asked: Asked, say: Say) -> None:
     """Write what changed: pages, tables between markers, exports.
 
@@ -63,6 +64,7 @@ def report(asked: Asked, say: Say) -> None:
     say(f"pages: {next((path for path in written if path.name == 'index.html'), asked.pages)}")
 
 
+@no_collecting()
 def check(asked: Asked, say: Say) -> None:
     """Write nothing, and say everything that is not as `report` would leave it.
 
@@ -91,16 +93,14 @@ def build(records: Sequence[RunRecord], known: Known, archive: Archive) -> list[
     """Every page's documents, those of the index first."""
     pages = plugins.load_all("reports")
     order = sorted(pages, key=lambda name: (name != "index", name))
-    with no_collecting():
-        return [document for name in order
-                for document in pages[name].build(records, known.recipes, known.evaluators, archive)]  # fmt: skip
+    return [document for name in order
+            for document in pages[name].build(records, known.recipes, known.evaluators, archive)]  # fmt: skip
 
 
 def _documents(asked: Asked) -> tuple[Library, list[Document], Known]:
     """Every record, what all pages make of them, and the plug-ins; the first document is the one that others link back to."""
+    library = gather(Store(asked.runs), Results(asked.results) if asked.results is not None else None)
     known = Known(plugins.load_all("recipes"), plugins.load_all("evaluators"))
-    with no_collecting():
-        library = gather(Store(asked.runs), Results(asked.results) if asked.results is not None else None)
     documents = build(library.records, known, library)
     if asked.stamp and documents:
         documents[0] = replace(documents[0], parts=[*documents[0].parts, asked.stamp])

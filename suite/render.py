@@ -20,7 +20,6 @@ from suite import cells
 from suite.blocks import Block, blocks, slug
 from suite.errors import UsageError
 from suite.markup import inline_html, inline_markdown, markdown_text, visible
-from suite.reading import no_collecting
 from suite.spec import Document, Plot
 from suite.store import io_error
 
@@ -102,14 +101,13 @@ def _files(documents: Sequence[Document], formats: Sequence[str]) -> dict[str, b
     names = _names(documents)
     sites = {kind: Site(kind, documents, names) for kind in formats}
     files = {}
-    with no_collecting():
-        for document in documents:
-            name = names[document.name]
-            for kind, site in sites.items():
-                files[f"{name}.{kind}"] = site.page(document).encode()
-            if "md" in formats:
-                plots = [part for part in document.parts if isinstance(part, Plot)]
-                files.update({f"{name}-{i}.svg": _standalone(plot).encode() for i, plot in enumerate(plots, 1)})
+    for document in documents:
+        name = names[document.name]
+        for kind, site in sites.items():
+            files[f"{name}.{kind}"] = site.page(document).encode()
+        if "md" in formats:
+            plots = [part for part in document.parts if isinstance(part, Plot)]
+            files.update({f"{name}-{i}.svg": _standalone(plot).encode() for i, plot in enumerate(plots, 1)})
     return dict(sorted(files.items()))
 
 

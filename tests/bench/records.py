@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from suite import fresh, plugins, regenerate, render
+from suite.reading import no_collecting
 from suite.record import RunRecord, to_json
 from suite.results import Results, file_name
 from suite.store import RESULTS, RUN, Store
@@ -62,8 +63,9 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, found
 
 
+@no_collecting()
 def measure(count: int) -> dict[str, float]:
-    """Seconds of every step for so many records."""
+    """Seconds of every step for so many records, the collector resting as in `suite report`."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         write(synthetic(count), root / "runs", root / "published")
