@@ -25,7 +25,7 @@ from torch import Tensor
 from suite.errors import UsageError
 from suite.features import five_layers
 from suite.metrics import mean_average_precision
-from suite.nn.svm_select import Fitter, fit_costs, make_fitter, quick_ap
+from suite.nn.svm_select import Fitter, cross_validate, fit_costs, make_fitter, quick_ap, refit
 from suite.nn.svm_shots import fits, summary
 from suite.spec import EvalConfig, Evaluator, Metric
 
@@ -195,17 +195,19 @@ def full(
     targets = torch.from_numpy(labels.T.astype(np.float64))  # C×N
     if cfg.difficult == "negative":
         targets[targets == 0] = -1
-    held, machines, certificate = fit_costs(fitter, targets, cfg.costs, cfg.folds, cfg.positive_weight, advance)
+    held, about, bound = cross_validate(fitter, targets, cfg.costs, cfg.folds, cfg.positive_weight, advance)
     value = held.nan_to_num(-1)  # costs×C
     best = value.argmax(0)  # C; the first of equal ones
-    chosen = torch.stack([machines[int(i)][c] for c, i in enumerate(best)])
-    scores = fitter.score(chosen).T.numpy().astype("<f4")  # L×C
+    costs = [cfg.costs[i] for i in best.tolist()]
+    chosen = torch.stack([about[i][c] for c, i in enumerate(best.tolist())])
+    machines, certificate = refit(fitter, targets, costs, chosen, cfg.positive_weight)
+    scores = fitter.score(machines).T.numpy().astype("<f4")  # L×C
     return Layer(
         folds_map=float(100 * value.amax(0).mean()),
-        costs=[cfg.costs[int(i)] for i in best],
+        costs=costs,
         scores=base64.b64encode(scores.tobytes()).decode(),
         test_map=mean_average_precision(truth, scores)[0],
-        certificate=certificate,
+        certificate=max(bound, certificate),
     )
 
 
@@ -247,19 +249,23 @@ def low_shot(
     """
     by_test = cfg.selection == "test"
     costs = (cfg.single_shot_cost,) if lone(k, cfg) else cfg.costs
-    targets = draw(labels, k, cfg)  # draws×C×N
-    folds = 0 if by_test or k == 1 else min(k, cfg.folds)
-    held, machines, certificate = fit_costs(fitter, targets.flatten(0, 1), costs, folds, cfg.positive_weight, advance)
-    if by_test:
-        columns = [truth[:, i % truth.shape[1]] for i in range(machines[0].shape[0])]
+    targets = draw(labels, k, cfg).flatten(0, 1)  # draws·C×N
+    if by_test or k == 1:
+        machines, certificate = fit_costs(fitter, targets, costs, cfg.positive_weight, advance)
+        if not by_test:
+            return LowShot(maps_of(fitter.score(machines[0]), truth), [costs[0]] * cfg.draws, certificate)
+        columns = [truth[:, i % truth.shape[1]] for i in range(len(targets))]
         found = [quick_ap(c, one.numpy()) for c, one in zip(columns, fitter.skim(torch.stack(machines)), strict=True)]
         maps = 100 * np.nanmean(np.reshape(found, (cfg.draws, -1, len(costs))), axis=1)  # draws×costs
         pick = int(np.nanmean(maps, axis=0).argmax())
         return LowShot(maps[:, pick].tolist(), [costs[pick]] * cfg.draws, certificate)
-    best = held.unflatten(1, targets.shape[:2]).mean(2).nan_to_num(-1).argmax(0).numpy()  # draws
-    chosen = torch.cat([machines[c].unflatten(0, targets.shape[:2])[i] for i, c in enumerate(best)])
-    maps = maps_of(fitter.score(chosen), truth)
-    return LowShot(maps, [costs[int(c)] for c in best], certificate)
+    held, about, bound = cross_validate(fitter, targets, costs, min(k, cfg.folds), cfg.positive_weight, advance)
+    best = held.unflatten(1, (cfg.draws, -1)).mean(2).nan_to_num(-1).argmax(0).tolist()  # draws
+    starts = torch.cat([about[c].unflatten(0, (cfg.draws, -1))[i] for i, c in enumerate(best)])
+    chosen = [costs[c] for c in best]
+    each = [cost for cost in chosen for _ in range(truth.shape[1])]
+    single, certificate = refit(fitter, targets, each, starts, cfg.positive_weight)
+    return LowShot(maps_of(fitter.score(single), truth), chosen, max(bound, certificate))
 
 
 def maps_of(scores: Tensor, truth: np.ndarray) -> list[float]:

@@ -13,12 +13,11 @@ from sklearn.svm import LinearSVC
 from suite.nn.svm import fit
 from suite.nn.svm_select import (
     average_precision,
-    cross_validated,
-    cross_validated_scores,
+    cross_validate,
     fit_costs,
     make_fitter,
+    refit,
     stratified_folds,
-    with_folds,
 )
 from tests.svm_samples import problem, weigh
 
@@ -52,19 +51,32 @@ def test_average_precision_equals_scikit_learn_with_ties():
 
 def test_cross_validation_equals_separate_fits():
     x, y = problem(120, 15, (0.2, 0.4), seed=2)
-    assigned = stratified_folds(y, 3)
-    weight = weigh(y)
-    (found,) = fit(x, y.repeat(4, 1), [1.0], with_folds(weight, assigned, 3))
-    ours = cross_validated(found.scores, y, assigned, 3)
-    held = cross_validated_scores(found.scores, assigned, 3)
-    for row in range(2):
-        values = []
-        for train, test in StratifiedKFold(3).split(x, y[row]):
-            machine = LinearSVC(C=1.0, dual=False, tol=1e-9, max_iter=20000, class_weight={1: 2, -1: 1})
-            score = machine.fit(x[train], y[row][train]).decision_function(x[test])
-            np.testing.assert_allclose(held[row, test], score, atol=1e-3)
-            values.append(average_precision_score(y[row][test], score, pos_label=1))
-        assert float(ours[row]) == pytest.approx(np.mean(values), abs=1e-3)
+    fitter = make_fitter(x.numpy(), x.numpy(), torch.device("cpu"))
+    held, about, certificate = cross_validate(fitter, y, (0.01, 1.0), folds=3)
+    assert certificate <= 1e-8
+    for i, cost in enumerate((0.01, 1.0)):
+        for row in range(2):
+            values = []
+            for train, test in StratifiedKFold(3).split(x, y[row]):
+                machine = LinearSVC(C=cost, dual=False, tol=1e-9, max_iter=20000, class_weight={1: 2, -1: 1})
+                score = machine.fit(x[train], y[row][train]).decision_function(x[test])
+                values.append(average_precision_score(y[row][test], score, pos_label=1))
+            assert float(held[i, row]) == pytest.approx(np.mean(values), abs=1e-3)
+        whole = fit(x, y, [cost], weigh(y))[0].dual
+        assert (about[i] - whole).norm() <= 0.3 * whole.norm()  # near enough to start from
+
+
+def test_refitting_at_own_costs_equals_fits_at_those_costs():
+    x, y = problem(150, 40, (0.1, 0.3, 0.5))
+    z = problem(80, 40, (0.5,), seed=1)[0]
+    for solver, close in (("newton", 1e-4), ("liblinear", 1e-2)):
+        fitter = make_fitter(x.numpy(), z.numpy(), torch.device("cpu"), solver=solver)
+        every, _ = fit_costs(fitter, y, (1.0, 0.01))
+        _, about, _ = cross_validate(fitter, y, (1.0, 0.01), folds=3)
+        machines, certificate = refit(fitter, y, [0.01, 1.0, 0.01], torch.stack([about[1][0], about[0][1], about[1][2]]))
+        expected = torch.stack([every[1][0], every[0][1], every[1][2]])
+        torch.testing.assert_close(fitter.score(machines), fitter.score(expected), atol=close, rtol=0)
+        assert 0 < certificate < 0.1
 
 
 def test_both_solvers_choose_alike():
@@ -73,7 +85,8 @@ def test_both_solvers_choose_alike():
     out = {}
     for solver in ("newton", "liblinear"):
         fitter = make_fitter(x.numpy(), z.numpy(), torch.device("cpu"), solver=solver)
-        held, machines, certificate = fit_costs(fitter, y, (10.0, 1.0, 0.01), folds=3)
+        held, _, _ = cross_validate(fitter, y, (10.0, 1.0, 0.01), folds=3)
+        machines, certificate = fit_costs(fitter, y, (10.0, 1.0, 0.01))
         scores = torch.stack([fitter.score(one) for one in machines])
         skimmed = torch.stack(list(fitter.skim(torch.stack(machines))), 1)
         torch.testing.assert_close(skimmed.double(), scores, atol=1e-4, rtol=0)

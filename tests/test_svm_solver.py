@@ -126,10 +126,14 @@ def test_all_ways_to_solve_a_system_agree():
         curvature = torch.from_numpy(rng.choice([0.0, 2.0, 4.0], (3, 200)))
         curvature[2] = 0
         rhs = torch.from_numpy(rng.standard_normal((3, 200)))
-        exact = gram.solve(curvature, rhs, torch.ones(3, dtype=torch.bool))
-        stacked = StackedGrams(kernel.repeat(3, 1, 1)).solve(curvature, rhs, exact)
+        every = torch.ones(3, dtype=torch.bool)
+        exact, exact_image = gram.solve(curvature, rhs, every)
+        stacked, stacked_image = StackedGrams(kernel.repeat(3, 1, 1)).solve(curvature, rhs, every)
         rank = gram._preconditioner(4.0)[0]
-        iterated = gram._conjugate_gradients(curvature, rhs, rank, 500)
+        iterated, image = gram._conjugate_gradients(curvature, rhs, rank, 500)
+        torch.testing.assert_close(exact_image, exact @ kernel, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(stacked_image, stacked @ kernel, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(image, iterated @ kernel, rtol=0, atol=1e-5 * float((iterated @ kernel).abs().max()))
         for row in range(2):
             s = curvature[row].nonzero().flatten()
             system = kernel[s][:, s] + torch.diag(1 / curvature[row, s])
@@ -147,7 +151,7 @@ def test_useless_inner_solver_falls_back_to_cholesky(monkeypatch):
     expected = fit(x, y, (1.0, 10.0), weigh(y))
     monkeypatch.setattr(SharedGram, "_preconditioner", lambda self, curvature: (4, 1.0))
     for spoil in (torch.nan, 1e4):
-        monkeypatch.setattr(SharedGram, "_conjugate_gradients", lambda self, c, r, k, n, t, f=spoil: f * r)
+        monkeypatch.setattr(SharedGram, "_conjugate_gradients", lambda self, c, r, k, n, t, f=spoil: (f * r, f * r))
         for found, wanted in zip(fit(x, y, (1.0, 10.0), weigh(y)), expected, strict=True):
             torch.testing.assert_close(found.objective, wanted.objective, rtol=1e-7, atol=0)
 
@@ -177,18 +181,50 @@ def test_line_search_finds_the_minimum_on_the_way_and_keeps_good_full_steps():
     dual = torch.from_numpy(np.random.default_rng(0).standard_normal(y.shape))
     best = torch.cat([s.dual for s in fit(x, y, [5.0], weigh(y))])
     target = dual + (best - dual) * torch.tensor([[10.0], [1.0], [-1.0], [torch.nan]])
-    scores = gram.apply(dual)
-    gradient = 2 * cost * (1 - y * scores).clamp_min(0) * y - dual
-    before = svm._objective(y, cost, dual, scores)
-    after, fitted, failed = svm._line_search(gram, y, cost, dual, scores, target, gradient, before)
+    now = svm._Problems(y, cost, dual, gram.apply(dual))
+    after, failed = svm._line_search(now, target - dual, gram.apply(target - dual))
     assert failed.tolist() == [False, False, True, True]
-    assert torch.equal(after[2:], dual[2:])
-    torch.testing.assert_close(fitted, gram.apply(after))
+    assert torch.equal(after.dual[2:], dual[2:])
+    torch.testing.assert_close(after.scores, gram.apply(after.dual))
     way = dual[0] + torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None] * (target - dual)[0]
-    values = svm._objective(y[0], cost[0], way, gram.apply(way))
-    assert 0 < int(values.argmin()) < 400 and values[-1] > before[0]
-    assert svm._objective(y, cost, after, fitted)[0] <= values.min() * (1 + 1e-9)
-    torch.testing.assert_close(after[1], target[1])
+    values = svm._Problems(y[0], cost[0], way, gram.apply(way)).objective
+    assert 0 < int(values.argmin()) < 400 and values[-1] > now.objective[0]
+    assert after.objective[0] <= values.min() * (1 + 1e-9)
+    torch.testing.assert_close(after.dual[1], target[1])
+
+
+@pytest.mark.parametrize("width", [30, 500])
+def test_estimates_keep_within_their_bounds(width):
+    """Products in float32, by the matrix and by the factor, of all samples and of a few; exact where that is asked for."""
+    x, _ = problem(200, width, (0.5,))
+    gram, rng = SharedGram(x), np.random.default_rng(0)
+    kernel = np.c_[x, np.ones(200)] @ np.c_[x, np.ones(200)].T
+    dual = torch.from_numpy(rng.standard_normal((6, 200)) * 10.0 ** np.arange(6)[:, None])
+    exact = torch.tensor([False, True] * 3)
+    image, bound = gram.estimate(dual, exact)
+    truth = dual.numpy() @ kernel
+    error = np.abs(image.numpy() - truth)
+    assert (error <= 4 * gram.precision * np.linalg.norm(dual, axis=1, keepdims=True)).all() and error[::2].max() > 0
+    assert (
+        np.abs((dual * image).sum(1).numpy() - (dual.numpy() * truth).sum(1))
+        <= bound.numpy() + 1e-9 * 10.0 ** np.arange(0, 12, 2)
+    ).all()
+    np.testing.assert_allclose(image[1::2], truth[1::2], rtol=1e-9)
+    assert not bound[1::2].any() and bound[::2].all()
+    few = torch.zeros_like(dual)
+    few[1:, 7:12] = dual[1:, 7:12]
+    np.testing.assert_allclose(gram.estimate_few(few, exact), few.numpy() @ kernel, atol=4 * gram.precision * 1e6)
+    part = gram.restrict(torch.arange(50, 90))
+    assert 0 < part.precision < gram.precision
+
+
+def test_a_start_changes_the_way_but_not_the_solution():
+    x, y = problem(200, 40, (0.3, 0.4), seed=7)
+    (cold,) = fit(x, y, [10.0], weigh(y))
+    for start in (cold.dual * 0.9, -cold.dual, 100 * torch.ones_like(cold.dual)):
+        (warm,) = path(SharedGram(x), y, [10.0], weigh(y), start=start)
+        torch.testing.assert_close(warm.objective, cold.objective, rtol=2e-8, atol=0)
+        assert warm.certificate.max() <= 1e-8
 
 
 @pytest.mark.parametrize("few", [False, True])
@@ -323,6 +359,8 @@ def test_problems_solved_one_by_one_equal_those_solved_together(monkeypatch, wid
     together = fit(x, y, COSTS, weigh(y))
     monkeypatch.setattr(svm, "STACK_SIDE", 10)
     monkeypatch.setattr(svm, "_few_samples", None)  # must not be asked
+    (again,) = path(SharedGram(x), y, [1.0], weigh(y), start=0.5 * together[3].dual)
+    torch.testing.assert_close(again.objective, together[3].objective, rtol=2e-8, atol=0)
     for ours, theirs in zip(fit(x, y, COSTS, weigh(y)), together, strict=True):
         assert ours.certificate.max() <= 1e-8 and not ours.dual[y == 0].any()
         torch.testing.assert_close(ours.objective, theirs.objective, rtol=2e-8, atol=0)

@@ -59,22 +59,50 @@ class SharedGram:
             self.matrix = self.rows.gram()  # N×N
 
     def apply(self, x: Tensor) -> Tensor:
-        """K x for every row: P×N -> P×N, in the type of `x`."""
-        if x.dtype == torch.float32:
-            base, mean = self._single
-            image = multiply(x, base) if self.matrix is not None else multiply(multiply(x, base), base.T)
-            return image.addmm_((x @ mean).unsqueeze(1), mean.unsqueeze(0))
+        """K x for every row: P×N -> P×N float64."""
         if self.matrix is not None:
             return multiply(x, self.matrix)
         factor = self._factor
         return multiply(multiply(x, factor), factor.T)
 
-    def apply_few(self, x: Tensor) -> Tensor:
-        """`apply` for rows of which most entries are 0, the same ones in all."""
+    def estimate(self, x: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+        """K x with the rounding of the type of `_base`, and a bound on the error of xᵀKx: P×N and P.
+
+        Args:
+            x: P×N float64.
+            exact: P booleans; True: as `apply`.
+        """
+        bound = 4 * math.sqrt(self.size) * self.precision
+        image, error = x.new_empty(x.shape), bound * x.square().sum(1)
+        if not exact.all():
+            some = x[~exact]
+            image[~exact] = self._with_mean(some, self._apply_base(some))
+        if exact.any():
+            image[exact], error[exact] = self.apply(x[exact]), 0
+        return image, error
+
+    def estimate_few(self, x: Tensor, exact: Tensor) -> Tensor:
+        """`estimate` for rows of which most entries are 0, the same ones in all, or all."""
+        image = torch.zeros_like(x)
+        rows = x.any(1)
+        if not rows.any():
+            return image
         used = x.any(0).nonzero().flatten()
         if self.matrix is None or FEW * len(used) > self.size:
-            return self.apply(x)
-        return multiply(x[:, used], self.matrix[used])
+            image[rows] = self.estimate(x[rows], exact[rows])[0]
+        else:
+            image[rows] = multiply(x[rows][:, used], self.matrix[used])
+        return image
+
+    def _apply_base(self, x: Tensor) -> Tensor:
+        """K - g gᵀ times every row, in the type of `_base`."""
+        base = self._base
+        x = x.to(base.dtype)
+        return multiply(x, base) if self.matrix is not None else multiply(multiply(x, base), base.T)
+
+    def _with_mean(self, x: Tensor, image: Tensor) -> Tensor:
+        """K x from (K - g gᵀ) x, in float64."""
+        return image.double().addmm_((x @ self._mean).unsqueeze(1), self._mean.unsqueeze(0))
 
     @property
     def _factor(self) -> Tensor:
@@ -88,16 +116,16 @@ class SharedGram:
 
     def restrict(self, index: Tensor) -> SharedGram:
         """The Gram matrix of the samples in `index` (S) alone; its mean direction and preconditioner are this one's rows."""
-        base, mean = self._single
         values, vectors = self._spectrum
         part = copy(self)
         part.size, part.factor, part.matrix = len(index), None, None
+        part._mean = self._mean[index]
         if self.factor is not None and 2 * self.width < part.size:
-            part.factor, single = self.factor[index], base[index]
+            part.factor, part._base = self.factor[index], self._base[index]
         else:
-            part.matrix, single = self.block(index), self._among(base, index)
-        part._single = single, mean[index]
+            part.matrix, part._base = self.block(index), self._among(self._base, index)
         part._spectrum = values * (part.size / self.size), vectors[index]
+        part.__dict__.pop("precision", None)  # its own is smaller
         return part
 
     def block(self, index: Tensor) -> Tensor:
@@ -113,7 +141,7 @@ class SharedGram:
         z = source[index]
         return multiply(z, z.T)
 
-    def solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor, tol: float = EXACT_DIRECTION) -> Tensor:
+    def solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor, tol: float = EXACT_DIRECTION) -> tuple[Tensor, Tensor]:
         """Solve (W_S⁻¹ + K_SS) δ_S = r_S for every problem.
 
         Args:
@@ -123,7 +151,7 @@ class SharedGram:
             tol: relative residual, in the preconditioned norm, that conjugate gradients may leave.
 
         Returns:
-            δ, P×N, 0 outside S.
+            δ, P×N, 0 outside S; and an estimate of K δ.
         """
         try:
             return self._solve(curvature, rhs, exact, tol)
@@ -132,19 +160,22 @@ class SharedGram:
                 raise
             torch.cuda.empty_cache()
             halves = zip(curvature.chunk(2), rhs.chunk(2), exact.chunk(2), strict=True)
-            return torch.cat([self.solve(*half, tol) for half in halves])
+            delta, image = zip(*(self.solve(*half, tol) for half in halves), strict=True)
+            return torch.cat(delta), torch.cat(image)
 
-    def _solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor, tol: float) -> Tensor:
+    def _solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor, tol: float) -> tuple[Tensor, Tensor]:
         rank, condition = self._preconditioner(float(curvature.max()))
         steps = 0.5 * math.log(2 / tol) * math.sqrt(condition)
         direct = exact | self._direct((curvature > 0).sum(1).double(), steps, exact)
-        delta = torch.zeros_like(rhs)
+        delta, image = torch.zeros_like(rhs), torch.zeros_like(rhs)
         if not direct.all():
             some = ~direct
-            delta[some] = self._conjugate_gradients(curvature[some], rhs[some], rank, int(4 * steps) + 20, tol)
+            delta[some], image[some] = self._conjugate_gradients(curvature[some], rhs[some], rank, int(4 * steps) + 20, tol)
         for row in direct.nonzero().flatten().tolist():
             delta[row] = self._cholesky(curvature[row], rhs[row], bool(exact[row]))
-        return delta
+        if direct.any():
+            image[direct] = self.estimate(delta[direct], exact[direct])[0]
+        return delta, image
 
     def _direct(self, active: Tensor, steps: float, exact: Tensor) -> Tensor:
         """Which problems are cheaper by Cholesky than by so many steps of conjugate gradients, P."""
@@ -174,16 +205,15 @@ class SharedGram:
             system.diagonal().add_(1 / weight)
             delta[support] = cholesky_solve(system, right.unsqueeze(1)).squeeze(1)
         else:
-            base, mean = self._single
-            delta[support] = deflated_solve(submatrix(base, support), mean[support], weight, right)
+            delta[support] = deflated_solve(submatrix(self._base, support), self._mean[support], weight, right)
         return delta
 
     def _conjugate_gradients(
         self, curvature: Tensor, rhs: Tensor, rank: int, limit: int, tol: float = EXACT_DIRECTION
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Preconditioned conjugate gradients on all rows at once; rows that are done just go on."""
-        highest = torch.get_float32_matmul_precision() == "highest"  # TF32 would spoil the direction
-        dtype = torch.float32 if highest else torch.float64
+        dtype = self._base.dtype
+        mean = self._mean.to(dtype)
         weight = curvature.to(dtype)
         active = weight > 0
         inverse = torch.where(active, 1 / weight, 0)
@@ -191,40 +221,59 @@ class SharedGram:
         scale = residual.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         residual = (residual / scale).to(dtype)
         precondition = Woodbury(self._spectrum[1][:, :rank].to(dtype), weight)
-        delta, direction = torch.zeros_like(residual), precondition(residual)
+        delta, product, direction = torch.zeros_like(residual), torch.zeros_like(residual), precondition(residual)
         norm = (residual * direction).sum(1, keepdim=True)  # P×1
         target, tiny = tol**2 * norm, torch.finfo(dtype).tiny
         for _ in range(limit):
-            image = inverse * direction + active * self.apply(direction)
-            step = norm / (direction * image).sum(1, keepdim=True).clamp_min(tiny)
-            delta += step * direction
-            residual -= step * image
+            image = self._apply_base(direction)
+            whole = image.addmm((direction @ mean).unsqueeze(1), mean.unsqueeze(0)).mul_(active).addcmul_(inverse, direction)
+            step = norm / (direction * whole).sum(1, keepdim=True).clamp_min(tiny)
+            delta.addcmul_(step, direction)
+            product.addcmul_(step, image)
+            residual.addcmul_(step, whole, value=-1)
             conditioned = precondition(residual)
             previous, norm = norm, (residual * conditioned).sum(1, keepdim=True)
             if not (norm > target).any():  # not-a-number counts as done: the caller sees it
                 break
-            direction = conditioned + norm / previous.clamp_min(tiny) * direction
-        return delta.double() * scale
+            direction = torch.addcmul(conditioned, norm / previous.clamp_min(tiny), direction)
+        found = delta.double()
+        return found * scale, self._with_mean(found, product) * scale
 
     @cached_property
-    def _single(self) -> tuple[Tensor, Tensor]:
-        """In float32: K - g gᵀ, or the factor without its mean direction; and g = K 1 / ‖1‖_K."""
+    def _mean(self) -> Tensor:
+        """The direction of the mean sample, g = K 1 / ‖1‖_K in float64."""
         if self.matrix is not None:
             total = self.matrix.sum(1)
-            mean = total / total.sum().sqrt()
-            base = torch.empty_like(self.matrix, dtype=torch.float32)
-            for rows in blocks(self.size):
-                base[rows] = torch.addmm(self.matrix[rows], mean[rows].unsqueeze(1), mean.unsqueeze(0), alpha=-1).float()
-            return base, mean.float()
-        direction = self._factor.sum(0)
-        direction /= direction.norm()
-        mean = self._factor @ direction
-        return (self._factor - mean.unsqueeze(1) * direction).float(), mean.float()
+            return total / total.sum().sqrt()
+        return self._factor @ self._middle
+
+    @property
+    def _middle(self) -> Tensor:
+        """Direction of the mean sample, M."""
+        total = self._factor.sum(0)
+        return total / total.norm()
+
+    @cached_property
+    def _base(self) -> Tensor:
+        """K - g gᵀ, or the factor without its mean direction, in float32; in float64 where TF32 would spoil products."""
+        dtype = torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
+        if self.matrix is None:
+            return (self._factor - self._mean.unsqueeze(1) * self._middle).to(dtype)
+        mean, base = self._mean, torch.empty_like(self.matrix, dtype=dtype)
+        for rows in blocks(self.size):
+            base[rows] = torch.addmm(self.matrix[rows], mean[rows].unsqueeze(1), mean.unsqueeze(0), alpha=-1).to(dtype)
+        return base
+
+    @cached_property
+    def precision(self) -> float:
+        """Error of one element of K x by `estimate`, for ‖x‖ = 1."""
+        size = float(self._base.norm()) ** (1 if self.matrix is not None else 2)  # at least the largest eigenvalue
+        return torch.finfo(self._base.dtype).eps * size / math.sqrt(self.size)
 
     def _preconditioner(self, curvature: float) -> tuple[int, float]:
         """Rank of the preconditioner and the condition number that it leaves."""
         values = curvature * self._spectrum[0]
-        rank = int((values > 8).sum())
+        rank = int((values > 2).sum())
         if rank < len(values):
             return rank, 1 + float(values[rank])
         return rank, 1.0 if rank == min(self.size, self.width) else 1 + float(values[-1])
@@ -237,7 +286,8 @@ class SharedGram:
         block = torch.randn(min(self.size, rank + 8), self.size, generator=generator)
         block = block.to(self.rows.device)
         for _ in range(4):
-            block = torch.linalg.qr(self.apply(block).T)[0].T.contiguous()
+            image = self._with_mean(block.double(), self._apply_base(block)).to(block.dtype)
+            block = torch.linalg.qr(image.T)[0].T.contiguous()
         block = torch.linalg.qr(block.double().T)[0].T.contiguous()
         small = multiply(self.apply(block), block.T)
         values, vectors = torch.linalg.eigh((small + small.T) / 2)

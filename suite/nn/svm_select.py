@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choosing the cost of linear SVMs: stratified folds as masks, average precision by rows, two solvers.
 
-A batch holds P problems and their training parts per fold as (1+folds)·P rows over the same N samples, so
-that the scores of held-out samples come with the fit.
+The training parts of P problems are folds·P rows over the same N samples, so that the scores of held-out samples come with
+the fit.
 """
 
 from __future__ import annotations
@@ -45,16 +45,19 @@ class Fit:
 class Fitter:
     """A solver with its training and test features."""
 
-    solve: Callable[[Tensor, Tensor, Sequence[float]], Iterator[Fit]]
+    solve: Callable[[Tensor, Tensor, Sequence[float], Tensor | None], Iterator[Fit]]
     score: Callable[[Tensor], Tensor]
     """Test scores of machines, P×… -> P×L float64."""
     skim: Callable[[Tensor], Iterator[Tensor]]
     """From machines Q×P×… their test scores in float32, problem by problem P times Q×L: faster for thousands of machines,
     after a first call that multiplies all test by all training samples."""
 
-    def __call__(self, targets: Tensor, weights: Tensor, costs: Sequence[float]) -> Iterator[Fit]:
-        """From targets P×N in {1, -1, 0}, weights P×N (0: left out) and costs to one Fit per cost, ascending."""
-        return self.solve(targets, weights, costs)
+    def __call__(self, targets: Tensor, weights: Tensor, costs: Sequence[float], about: Tensor | None = None) -> Iterator[Fit]:
+        """From targets P×N in {1, -1, 0}, weights P×N (0: left out) and costs to one Fit per cost, ascending.
+
+        `about` are machines to start from, near those of the smallest cost.
+        """
+        return self.solve(targets, weights, costs, about)
 
 
 def make_fitter(
@@ -89,8 +92,9 @@ def make_fitter(
     with blas.limit():
         gram = SharedGram(x)
 
-    def newton(targets: Tensor, weights: Tensor, costs: Sequence[float]) -> Iterator[Fit]:
-        for found in path(gram, targets.to(device), costs, weights.to(device), tol):
+    def newton(targets: Tensor, weights: Tensor, costs: Sequence[float], about: Tensor | None) -> Iterator[Fit]:
+        start = None if about is None else about.to(device)
+        for found in path(gram, targets.to(device), costs, weights.to(device), tol, start):
             yield Fit(found.cost, partial(_train_scores, found), found.dual.cpu(), float(found.certificate.max()))
 
     def score(dual: Tensor) -> Tensor:
@@ -125,8 +129,8 @@ def normalise(features: np.ndarray | Tensor, device: torch.device) -> Tensor:
     return Rows(features, unit=True, device=device).block(slice(None))[:, :-1]
 
 
-def _liblinear(rows: Rows, targets: Tensor, weights: Tensor, costs: Sequence[float]) -> Iterator[Fit]:
-    """The same problems one by one; machines that see one class only score 0."""
+def _liblinear(rows: Rows, targets: Tensor, weights: Tensor, costs: Sequence[float], about: Tensor | None) -> Iterator[Fit]:
+    """The same problems one by one, from zero; machines that see one class only score 0."""
     from sklearn.svm import LinearSVC
 
     features = normalise(rows.features, torch.device("cpu")).numpy()
@@ -153,7 +157,40 @@ def _certificate(machine: LinearSVC, x: np.ndarray, y: np.ndarray, cost: np.ndar
     return float(0.5 * gradient @ gradient / (0.5 * w @ w + (cost * slack**2).sum()))
 
 
+def weigh(targets: Tensor, positive_weight: float) -> Tensor:
+    """Factors on the cost: that of positives, 1, and 0 where the sample is ignored."""
+    return torch.where(targets > 0, positive_weight, 1.0) * targets.abs()
+
+
 def fit_costs(
+    fitter: Fitter,
+    targets: Tensor,
+    costs: Sequence[float],
+    positive_weight: float = 2.0,
+    advance: Callable[[int], None] = lambda count: None,
+) -> tuple[list[Tensor], float]:
+    """Fit problems P×N at every cost.
+
+    Args:
+        fitter: see `make_fitter`.
+        targets: P×N in {1, -1, 0}.
+        costs: in the order wanted.
+        positive_weight: factor on the cost of positives.
+        advance: told of every cost that is done.
+
+    Returns:
+        P machines per cost, largest certificate.
+    """
+    targets = targets.double()
+    machines, certificates = {}, []
+    for fit in fitter(targets, weigh(targets, positive_weight), costs):
+        machines[fit.cost] = fit.machines.clone()
+        certificates.append(fit.certificate)
+        advance(1)
+    return [machines[c] for c in costs], max(certificates)
+
+
+def cross_validate(
     fitter: Fitter,
     targets: Tensor,
     costs: Sequence[float],
@@ -161,30 +198,43 @@ def fit_costs(
     positive_weight: float = 2.0,
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, list[Tensor], float]:
-    """Fit problems P×N and their cross-validation folds at every cost.
+    """Fit the training parts of problems P×N at every cost; arguments as of `fit_costs`.
+
+    Returns:
+        held-out average precision costs×P; per cost P machines that are about those of all samples, for `refit`; largest
+        certificate.
+    """
+    targets = targets.double()
+    weights, assigned = weigh(targets, positive_weight), stratified_folds(targets, folds)
+    parts = torch.cat([weights * (assigned != fold) for fold in range(folds)])
+    held, about, certificates = {}, {}, []
+    for fit in fitter(targets.repeat(folds, 1), parts, costs):
+        held[fit.cost] = cross_validated(fit.train(), targets, assigned, folds)
+        about[fit.cost] = fit.machines.unflatten(0, (folds, -1)).sum(0) / (folds - 1)  # every sample is in all parts but one
+        certificates.append(fit.certificate)
+        advance(1)
+    return torch.stack([held[c] for c in costs]), [about[c] for c in costs], max(certificates)
+
+
+def refit(
+    fitter: Fitter, targets: Tensor, costs: Sequence[float], about: Tensor, positive_weight: float = 2.0
+) -> tuple[Tensor, float]:
+    """Fit problems P×N, each at its own cost.
 
     Args:
         fitter: see `make_fitter`.
         targets: P×N in {1, -1, 0}.
-        costs: in the order wanted.
-        folds: 0: no cross-validation.
+        costs: of the problems, P.
+        about: machines near the solution, see `cross_validate`.
         positive_weight: factor on the cost of positives.
-        advance: told of every cost that is done.
 
     Returns:
-        held-out average precision costs×P (nan without folds), P machines per cost, largest certificate.
+        P machines, largest certificate.
     """
     targets = targets.double()
-    weights = torch.where(targets > 0, positive_weight, 1.0) * targets.abs()
-    assigned = stratified_folds(targets, max(1, folds))
-    held, machines, certificates = {}, {}, []
-    for fit in fitter(targets.repeat(1 + folds, 1), with_folds(weights, assigned, folds), costs):
-        nothing = torch.full((len(targets),), math.nan, dtype=torch.float64)
-        held[fit.cost] = cross_validated(fit.train(), targets, assigned, folds) if folds else nothing
-        machines[fit.cost] = fit.machines[: len(targets)].clone()
-        certificates.append(fit.certificate)
-        advance(1)
-    return torch.stack([held[c] for c in costs]), [machines[c] for c in costs], max(certificates)
+    weights = weigh(targets, positive_weight) * targets.new_tensor(costs).unsqueeze(1)
+    (fit,) = fitter(targets, weights, [1.0], about)
+    return fit.machines, fit.certificate
 
 
 def stratified_folds(targets: Tensor, folds: int = 3) -> Tensor:
@@ -212,26 +262,13 @@ def stratified_folds(targets: Tensor, folds: int = 3) -> Tensor:
     return assigned
 
 
-def with_folds(weights: Tensor, assigned: Tensor, folds: int) -> Tensor:
-    """Weights of P problems, then of their training parts per fold: P×N -> (1+folds)P×N."""
-    return torch.cat([weights, *(weights * (assigned != fold) for fold in range(folds))])
-
-
 def cross_validated(scores: Tensor, targets: Tensor, assigned: Tensor, folds: int) -> Tensor:
-    """Mean held-out average precision over folds: from the scores of a `with_folds` batch, (1+folds)P×N -> P.
+    """Mean held-out average precision over folds: from the scores of their machines, folds·P×N -> P.
 
     Folds without positives are left out; nan when that leaves none.
     """
-    parts = scores.unflatten(0, (1 + folds, len(targets)))[1:]  # folds×P×N
-    held = torch.stack([targets * (assigned == fold) for fold in range(folds)])
-    return average_precision(held.flatten(0, 1), parts.flatten(0, 1)).unflatten(0, (folds, -1)).nanmean(0)
-
-
-def cross_validated_scores(scores: Tensor, assigned: Tensor, folds: int) -> Tensor:
-    """Every sample's score by the machine that did not see it: (1+folds)P×N -> P×N, nan where ignored."""
-    parts = scores.unflatten(0, (1 + folds, len(assigned)))[1:]
-    picked = parts.gather(0, assigned.clamp_min(0).unsqueeze(0)).squeeze(0)
-    return torch.where(assigned >= 0, picked, torch.nan)
+    held = torch.cat([targets * (assigned == fold) for fold in range(folds)])
+    return average_precision(held, scores).unflatten(0, (folds, -1)).nanmean(0)
 
 
 def average_precision(targets: Tensor, scores: Tensor) -> Tensor:

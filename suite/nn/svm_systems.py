@@ -25,6 +25,9 @@ class StackedGrams:
         matrices: P×S×S float64.
     """
 
+    precision = 0.0
+    """Nothing is estimated: the matrices are small."""
+
     def __init__(self, matrices: Tensor) -> None:
         """Hold `matrices`."""
         self.matrices = matrices
@@ -33,18 +36,24 @@ class StackedGrams:
         """K x for every row: P×S -> P×S."""
         return multiply(x.unsqueeze(1), self.matrices).squeeze(1)
 
-    apply_few = apply
-    """The matrices are small."""
+    def estimate(self, x: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+        """`apply`, and no error."""
+        return self.apply(x), x.new_zeros(len(x))
+
+    def estimate_few(self, x: Tensor, exact: Tensor) -> Tensor:
+        """`apply`."""
+        return self.apply(x)
 
     def take(self, rows: Tensor) -> StackedGrams:
         """The matrices of these problems."""
         return self if len(rows) == len(self.matrices) else StackedGrams(self.matrices[rows])
 
-    def solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor, tol: float = EXACT_DIRECTION) -> Tensor:
+    def solve(self, curvature: Tensor, rhs: Tensor, exact: Tensor, tol: float = EXACT_DIRECTION) -> tuple[Tensor, Tensor]:
         """As `SharedGram.solve`, always by a float64 Cholesky."""
         step = max(1, CHUNK // self.matrices[0].numel())
         parts = zip(self.matrices.split(step), curvature.split(step), rhs.split(step), strict=True)
-        return torch.cat([self._solve(*part) for part in parts])
+        delta = torch.cat([self._solve(*part) for part in parts])
+        return delta, self.apply(delta)
 
     @staticmethod
     def _solve(matrices: Tensor, curvature: Tensor, rhs: Tensor) -> Tensor:
@@ -78,8 +87,9 @@ class Woodbury:
         """Invert the P inner systems."""
         self.basis, self.weight = basis, weight
         parts = []
-        for root in weight.sqrt():
-            scaled = root.unsqueeze(1) * basis
+        for row in weight:
+            used = row.nonzero().flatten()
+            scaled = row[used].sqrt_().unsqueeze(1) * basis[used]
             parts.append(multiply(scaled.T, scaled))
         inner = torch.stack(parts).double()  # P×k×k
         inner.diagonal(dim1=1, dim2=2).add_(1)
@@ -99,20 +109,19 @@ def deflated_solve(base: Tensor, mean: Tensor, weight: Tensor, rhs: Tensor) -> T
 
     Args:
         base: K, S×S float32.
-        mean: g, S float32.
+        mean: g, S float64.
         weight: W, S.
         rhs: r, S float64.
     """
-    g = mean.double()
     inverse = 1 / weight
     system = base.clone()
     system.diagonal().add_(inverse.float())
     solve = cholesky_solver(system)
-    plain, shift = solve(torch.stack([rhs.float(), mean], 1)).double().unbind(1)  # (W⁻¹ + K)⁻¹ of r and of g
+    plain, shift = solve(torch.stack([rhs, mean], 1).float()).double().unbind(1)  # (W⁻¹ + K)⁻¹ of r and of g
 
     def corrected(plain: Tensor) -> Tensor:
-        return plain - shift * ((g @ plain) / (1 + g @ shift))
+        return plain - shift * ((mean @ plain) / (1 + mean @ shift))
 
     x = corrected(plain)
-    residual = rhs - inverse * x - (base @ x.float()).double() - g * (g @ x)
+    residual = rhs - inverse * x - (base @ x.float()).double() - mean * (mean @ x)
     return x + corrected(solve(residual.float().unsqueeze(1)).squeeze(1).double())
