@@ -4,9 +4,9 @@
 LinearSVC would take hours, so its side is extrapolated: fits of a rare and of a common class at seven of the 19 costs are
 measured, the costs between two measured ones are taken to lie on a line (cost and time by their logarithms), and the two
 classes are averaged. A fold is counted as its share of the samples, 2/3 of a full fit; the scripts fit all samples at every
-cost, ours at the chosen one. Low-shot fits are measured at 4 of the 8
-numbers of shots and interpolated in the same way. The features are synthetic: rectified random projections of Gaussians whose
-spectrum falls with a power of the rank, twenty classes of 3 to 40 % positives that are noisy linear functions of them.
+cost, ours at the chosen one. Low-shot fits are measured at 4 of the 8 numbers of shots and interpolated in the same way. The
+features are synthetic: rectified random projections of Gaussians whose spectrum falls with a power of the rank, twenty
+classes of 3 to 40 % positives that are noisy linear functions of them.
 """
 
 from __future__ import annotations
