@@ -75,7 +75,8 @@ def run(asked: Asked, runs: Path, pages: Path | None, controls: bool, reporter: 
         JobError: after everything else ran, if an evaluator failed.
     """
     from suite import engine, track
-    from suite.run import Benchmarks, Options, split_assignments
+    from suite.benchmarks import Benchmarks, split_assignments
+    from suite.run import Options
 
     track.check(asked.trackers)
     store = Store(runs)
@@ -84,6 +85,8 @@ def run(asked: Asked, runs: Path, pages: Path | None, controls: bool, reporter: 
     jobs = list(_jobs(asked, own))
     if controls:
         jobs += _controls(jobs)
+    for job in jobs:
+        benchmarks.require(job.sources)
     if engine.launched() and len(jobs) > 1:
         raise UsageError("under torchrun, run one algorithm at a time with --no-controls (or use --devices)")
     options = Options(asked.devices, asked.accumulate, asked.keep, asked.trackers, asked.again, asked.debug)
@@ -121,7 +124,8 @@ def _controls(jobs: Sequence[Job]) -> list[Job]:
 def _one(job: Job, store: Store, benchmarks: Any, options: Any, asked: Asked, reporter: Reporter, main: bool) -> list[str]:
     """Pre-training and benchmarks of one job; returns a line for each benchmark that failed."""
     from suite import engine
-    from suite.run import benchmark, pretrain
+    from suite.benchmarks import benchmark
+    from suite.run import pretrain
 
     folder = store.run(job.id)
     if asked.devices > 1 and not engine.launched() and job.recipe.method is not None and not _done(folder, asked.again):
@@ -164,9 +168,10 @@ def evaluate(
 ) -> None:
     """Benchmarks on a weights file, or on a finished run."""
     from suite.backbone import read_metadata
+    from suite.benchmarks import Benchmarks, benchmark, split_assignments
     from suite.data import Sources
     from suite.data.pack import side
-    from suite.run import Benchmarks, Options, adopt, benchmark, sources, split_assignments
+    from suite.run import Options, adopt, sources
 
     store = Store(runs)
     own, theirs = split_assignments(asked.overrides)
@@ -174,6 +179,7 @@ def evaluate(
         raise unknown("evaluator setting", own[0].partition("=")[0], [f"{name}." for name in plugins.find("evaluators")])
     benchmarks = Benchmarks.parse(asked.bench, theirs)
     dataset, roots = sources(asked.dataset, asked.dataset_root, asked.data_roots)
+    benchmarks.require(Sources(dataset or "digits", roots))
     store.check_space()
     if not weights.exists() and weights.name in store.names():
         folder = store.find(weights.name)

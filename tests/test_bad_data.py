@@ -14,11 +14,12 @@ import torch
 
 from suite import measure, plugins
 from suite.backbone import Backbone
+from suite.benchmarks import Benchmarks, benchmark
 from suite.data import Sources
 from suite.data.imageset import ImageSet
 from suite.progress import Reporter
 from suite.record import Result, RunRecord, Weights
-from suite.run import Benchmarks, Options, benchmark
+from suite.run import Options
 from suite.spec import Evaluator
 from suite.store import Run, Store
 from tests.bench_samples import KIND, SIDE, Given, embedded, evaluate, network, relabelled, saved, short

@@ -28,6 +28,22 @@ def test_unknown_name_suggests_the_nearest():
         load("cifar-10", "train")
 
 
+def test_any_number_of_own_folders_by_label(tmp_path):
+    for label, count in (("flowers", 2), ("big_5", 3)):
+        root = tree(tmp_path / label, {"train/a": 2, "train/b": 2, "test/a": count, "test/b": count})
+        images = load(f"imagefolder-{label}", "test", root)
+        assert (images.name, len(images), card(images.name).title) == (
+            f"imagefolder-{label}",
+            2 * count,
+            f"Folder of images ({label})",
+        )
+    with pytest.raises(UsageError, match="needs --dataset-root.*imagefolder-big_5|imagefolder-big_5.*needs --dataset-root"):
+        load("imagefolder-big_5", "train")
+    for wrong in ("imagefolder-", "imagefolder-a/b", "imagefolder-a-b", "cifar10-mine", "flowers"):
+        with pytest.raises(UsageError, match="data set"):
+            card(wrong)
+
+
 def test_splits_have_natural_names():
     assert card("imagenet").split("test") == "val" and card("voc07").split("train") == "train"
     assert card("digit-scenes").split("trainval") == "trainval" and card("voc12").split("test") == "val"

@@ -64,6 +64,8 @@ def tree(root, sizes=(("a", 4), ("b", 4)), splits=("train", "test")):
         (("run", "--seeds", "one"), "not a list of whole numbers"),
         (("run", "--dataset-root", "nowhere"), "nowhere"),
         (("run", "--dataset", "digit"), "did you mean 'digits'"),
+        (("run", "--bench", "knn:default@cifar10"), "'cifar10' needs"),
+        (("run", "linear.dataset=imagefolder-mine"), "'imagefolder-mine' needs"),
         (("run", "--preset", "resnet50_8xb32-coslr-200e_in1k"), "imagenet"),
         (("run", "--wrong"), "--wrong"),
         (("eval", "nothing.pth"), "nothing.pth"),

@@ -11,11 +11,12 @@ import pytest
 from suite import measure, plugins
 from suite.backbone import Backbone
 from suite.bench import Bench, Place
+from suite.benchmarks import Benchmarks, benchmark
 from suite.data import Sources
 from suite.errors import JobError, UsageError
 from suite.features import FeatureStore
 from suite.progress import Reporter
-from suite.run import Benchmarks, Options, benchmark
+from suite.run import Options
 from suite.store import Store
 from tests.data_samples import tree
 
@@ -117,10 +118,9 @@ def test_a_failure_is_one_line_and_the_others_go_on(adopted, store, few, monkeyp
 
 def test_results_on_other_data_stand_beside_those_on_the_own(adopted, store, few, tmp_path):
     run, record = adopted
-    where = Sources(
-        "digits",
-        {"imagefolder": tree(tmp_path / "photos", {f"{split}/{name}": 48 for split in ("train", "test") for name in "ab"})},
-    )
+    photos, less = ({f"{split}/{name}": count for split in ("train", "test") for name in "ab"} for count in (48, 32))
+    roots = {"imagefolder": tree(tmp_path / "photos", photos), "imagefolder-less": tree(tmp_path / "less", less)}
+    where = Sources("digits", roots)
 
     def knn(asked, *assignments):
         (result,) = benchmark(run, record, Benchmarks.parse(asked, {"knn": assignments}), where, store, Options(), Reporter())
@@ -129,6 +129,8 @@ def test_results_on_other_data_stand_beside_those_on_the_own(adopted, store, few
     own, other = knn("knn"), knn("knn", "dataset=imagefolder")
     assert (own.status, own.key, other.status, other.key) == ("ok", "knn", "ok", "knn.default@imagefolder"), other.why
     assert knn("knn:default@imagefolder") == other and run.results()[0] == {own.key: own, other.key: other}
+    third = knn("knn:default@imagefolder-less")
+    assert (third.status, third.key) == ("ok", "knn.default@imagefolder-less") and len(run.results()[0]) == 3
     with pytest.raises(UsageError, match="preset of knn"):
         Benchmarks.parse("knn:defualt@imagefolder")
     with pytest.raises(UsageError, match="did you mean 'cifar10'"):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from suite import metrics, stats
+from suite.benchmarks import Benchmarks, benchmark
 from suite.cli import main
 from suite.data import Sources
 from suite.progress import Reporter
-from suite.run import Benchmarks, Options, benchmark, prepare, pretrain
+from suite.run import Options, prepare, pretrain
 from suite.store import Store
 from tests.bench import __main__ as command
 from tests.bench import gate

@@ -36,6 +36,8 @@ class Card:
     """All tasks the set can serve; empty means the headline task only."""
     train: str = "train"
     """Split that its protocols train on (`trainval` for VOC)."""
+    kind: bool = False
+    """True: a way to lay out any pictures; `<name>-<label>` is one more set of the kind."""
     test: str | None = "test"
     """Split that its protocols report on (`val` for ImageNet and COCO); None: no labelled one."""
 

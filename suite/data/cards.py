@@ -15,6 +15,7 @@ IMAGEFOLDER = Card(
     layout="train/<class>/ and test/<class>/ (or val/), or <class>/ folders, or unlabelled pictures",
     licence="that of your images",
     obtain="put your images into one folder per class",
+    kind=True,
 )
 IMAGELIST = Card(
     name="imagelist",
@@ -25,6 +26,7 @@ IMAGELIST = Card(
     layout="train.txt and test.txt (or val.txt; also in meta/) with `path label` or `path` on each line",
     licence="that of your images",
     obtain="write one line for each image, its path relative to the data root",
+    kind=True,
 )
 CIFAR10 = Card(
     name="cifar10",

@@ -7,8 +7,9 @@ Another package adds one with an entry point in the group `suite.datasets` that 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,8 @@ from suite.data.files import Listing, Options, from_listing
 from suite.data.imageset import ImageSet
 from suite.errors import JobError, UsageError, unknown
 
+LABEL = re.compile(r"[A-Za-z0-9_]+")
+"""What a user may call a set of pictures."""
 Load = Callable[[str, "Path | None", Options], ImageSet]
 """(split, data root, options) -> image set."""
 Read = Callable[[Path, str], Listing]
@@ -57,16 +60,16 @@ def names() -> tuple[str, ...]:
 
 
 def dataset(name: str) -> Dataset:
-    """The entry of one data set.
+    """The entry of one data set; `imagefolder-flowers` is a folder of images of its own, beside `imagefolder`.
 
     Raises:
         UsageError: unknown name (with the nearest one), or an entry point that is no Dataset.
         JobError: the package that offers it fails to import.
     """
-    if name not in names():
-        raise unknown("data set", name, names())
     if name in _own():
         return _own()[name]
+    if name not in _others():
+        return _labelled(name)
     point = _others()[name]
     try:
         found = point.load()
@@ -75,6 +78,15 @@ def dataset(name: str) -> Dataset:
     if not isinstance(found, Dataset) or found.card.name != name:
         raise UsageError(f"{point.value} is no suite.data.Dataset with a card named {name!r}")
     return found
+
+
+def _labelled(name: str) -> Dataset:
+    """Another set of a kind that any pictures can be laid out in."""
+    kind, _, label = name.partition("-")
+    entry = _own().get(kind)
+    if entry is None or entry.read is None or not entry.card.kind or not LABEL.fullmatch(label):
+        raise unknown("data set", name, names())
+    return from_files(replace(entry.card, name=name, title=f"{entry.card.title} ({label})"), entry.read)
 
 
 def card(name: str) -> Card:

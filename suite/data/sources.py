@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from suite.data.cache import cache_dir
+from suite.data.cache import cache_dir, require_folder
 from suite.data.catalogue import card, load
 from suite.data.imageset import ImageSet
 from suite.data.pack import packed, packed_fingerprint
@@ -59,6 +59,12 @@ class Sources:
         if card(self.dataset).embedded:
             return EMBEDDED[task]
         raise UsageError(f"no data set for {task}: give --data-root NAME=DIR (see `suite data ls`)")
+
+    def require(self, name: str) -> None:
+        """UsageError where a data set needs a folder and none is there."""
+        known = card(name)
+        if not known.embedded:
+            require_folder(self.roots.get(name), name, known.layout, known.obtain)
 
     def load(self, name: str, split: str, reporter: Reporter | None = None) -> ImageSet:
         """Load what the data set's protocols call `train` or `test` (trainval of VOC, val of ImageNet), packed if so chosen."""
