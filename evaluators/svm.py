@@ -25,7 +25,8 @@ from torch import Tensor
 from suite.errors import UsageError
 from suite.features import five_layers
 from suite.metrics import mean_average_precision
-from suite.nn.svm_select import Fitter, cross_validate, fit_costs, make_fitter, quick_ap, refit
+from suite.nn.svm_fitter import Fitter, make_fitter
+from suite.nn.svm_select import cross_validate, fit_costs, quick_ap, refit
 from suite.nn.svm_shots import fits, summary
 from suite.spec import EvalConfig, Evaluator, Metric
 

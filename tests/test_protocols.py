@@ -114,7 +114,7 @@ def warp_ops(name: str) -> list[list[Any]]:
 
 def normalised_eps() -> float:
     """eps of x / (norm + eps), read off a row of norm eps."""
-    from suite.nn.svm_select import normalise
+    from suite.nn.svm_fitter import normalise
 
     tiny = normalise(np.array([[1e-5, 0.0]], dtype=np.float32), torch.device("cpu"))
     return 1e-5 / float(tiny[0, 0]) - 1e-5
@@ -124,7 +124,7 @@ def liblinear() -> dict[str, Any]:
     """The parameters that scikit-learn's machine is built with."""
     import sklearn.svm
 
-    from suite.nn.svm_select import make_fitter
+    from suite.nn.svm_fitter import make_fitter
 
     seen: list[dict[str, Any]] = []
 

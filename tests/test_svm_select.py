@@ -11,11 +11,11 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from suite.nn.svm import fit
+from suite.nn.svm_fitter import make_fitter
 from suite.nn.svm_select import (
     average_precision,
     cross_validate,
     fit_costs,
-    make_fitter,
     refit,
     stratified_folds,
 )

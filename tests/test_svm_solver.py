@@ -13,14 +13,11 @@ from sklearn.svm import LinearSVC
 from suite.errors import JobError
 from suite.metrics import average_precision as voc_ap
 from suite.nn import samples as sample_rows
-from suite.nn import svm
+from suite.nn import svm, svm_newton
 from suite.nn.gram import SharedGram
 from suite.nn.samples import Rows
 from suite.nn.svm import decision, fit, path
-from suite.nn.svm_select import (
-    make_fitter,
-    normalise,
-)
+from suite.nn.svm_fitter import make_fitter, normalise
 from suite.nn.svm_systems import StackedGrams
 from tests.svm_samples import problem, weigh
 
@@ -158,7 +155,7 @@ def test_useless_inner_solver_falls_back_to_cholesky(monkeypatch):
 
 def test_giving_up_is_an_error(monkeypatch):
     x, y = problem(100, 20, (0.3,))
-    monkeypatch.setattr(svm, "MAX_STEPS", 1)
+    monkeypatch.setattr(svm_newton, "MAX_STEPS", 1)
     with pytest.raises(JobError, match="relative gap"):
         fit(x, y, [10.0])
 
@@ -181,13 +178,13 @@ def test_line_search_finds_the_minimum_on_the_way_and_keeps_good_full_steps():
     dual = torch.from_numpy(np.random.default_rng(0).standard_normal(y.shape))
     best = torch.cat([s.dual for s in fit(x, y, [5.0], weigh(y))])
     target = dual + (best - dual) * torch.tensor([[10.0], [1.0], [-1.0], [torch.nan]])
-    now = svm._Problems(y, cost, dual, gram.apply(dual))
-    after, failed = svm._line_search(now, target - dual, gram.apply(target - dual))
+    now = svm_newton.Problems(y, cost, dual, gram.apply(dual))
+    after, failed = svm_newton._line_search(now, target - dual, gram.apply(target - dual))
     assert failed.tolist() == [False, False, True, True]
     assert torch.equal(after.dual[2:], dual[2:])
     torch.testing.assert_close(after.scores, gram.apply(after.dual))
     way = dual[0] + torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None] * (target - dual)[0]
-    values = svm._Problems(y[0], cost[0], way, gram.apply(way)).objective
+    values = svm_newton.Problems(y[0], cost[0], way, gram.apply(way)).objective
     assert 0 < int(values.argmin()) < 400 and values[-1] > now.objective[0]
     assert after.objective[0] <= values.min() * (1 + 1e-9)
     torch.testing.assert_close(after.dual[1], target[1])

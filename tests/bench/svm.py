@@ -23,7 +23,7 @@ from sklearn.svm import LinearSVC
 
 from evaluators.svm import MMSELFSUP, SVMConfig, draw, fits, full, low_shot
 from suite.data import ImageSet
-from suite.nn.svm_select import make_fitter
+from suite.nn.svm_fitter import make_fitter
 from tests.bench.paired import Effort, Row
 
 SIZES = (5011, 4952, 8192)
