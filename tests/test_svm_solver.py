@@ -265,6 +265,21 @@ def test_degenerate_problems_are_solved():
     assert found.scores.abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("width", [60, 700])
+def test_nothing_is_estimated_in_less_than_single_precision(width):
+    """Where PyTorch may multiply float32 in TF32 or bfloat16, estimates are float64; the solution is the same."""
+    x, y = problem(300, width, (0.1, 0.4))
+    expected = fit(x, y, COSTS, weigh(y))
+    torch.set_float32_matmul_precision("high")
+    try:
+        gram = SharedGram(x)
+        assert gram._base.dtype == torch.float64 and gram.precision < 1e-12
+        for found, wanted in zip(path(gram, y, COSTS, weigh(y)), expected, strict=True):
+            torch.testing.assert_close(found.objective, wanted.objective, rtol=2e-8, atol=0)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_equals_cpu():
     x, y = problem(600, 700, (0.1, 0.4))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear systems of kernel machines: a stack of small ones, a preconditioner, a float32 Cholesky."""
+"""Linear systems of kernel machines: a stack of small ones, a preconditioner, a Cholesky in single precision."""
 
 from __future__ import annotations
 
@@ -105,23 +105,27 @@ class Woodbury:
 
 
 def deflated_solve(base: Tensor, mean: Tensor, weight: Tensor, rhs: Tensor) -> Tensor:
-    """Solve (W⁻¹ + K + g gᵀ) x = r with a float32 Cholesky of W⁻¹ + K and the Sherman-Morrison formula.
+    """Solve (W⁻¹ + K + g gᵀ) x = r with a Cholesky of W⁻¹ + K in the type of `base` and the Sherman-Morrison formula.
 
     Args:
-        base: K, S×S float32.
+        base: K, S×S, float32 or float64.
         mean: g, S float64.
         weight: W, S.
         rhs: r, S float64.
     """
     inverse = 1 / weight
     system = base.clone()
-    system.diagonal().add_(inverse.float())
-    solve = cholesky_solver(system)
-    plain, shift = solve(torch.stack([rhs, mean], 1).float()).double().unbind(1)  # (W⁻¹ + K)⁻¹ of r and of g
+    system.diagonal().add_(inverse.to(base.dtype))
+    factor = cholesky_solver(system)
+
+    def solve(*sides: Tensor) -> list[Tensor]:
+        return list(factor(torch.stack(sides, 1).to(base.dtype)).double().unbind(1))
+
+    plain, shift = solve(rhs, mean)  # (W⁻¹ + K)⁻¹ of r and of g
 
     def corrected(plain: Tensor) -> Tensor:
         return plain - shift * ((mean @ plain) / (1 + mean @ shift))
 
     x = corrected(plain)
-    residual = rhs - inverse * x - (base @ x.float()).double() - mean * (mean @ x)
-    return x + corrected(solve(residual.float().unsqueeze(1)).squeeze(1).double())
+    residual = rhs - inverse * x - (base @ x.to(base.dtype)).double() - mean * (mean @ x)
+    return x + corrected(*solve(residual))
