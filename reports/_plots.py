@@ -49,14 +49,14 @@ def dots(rows: Sequence[str], panels: Sequence[Panel], width: float = 11.0) -> s
     from matplotlib.figure import Figure
 
     rows = [label(row) for row in rows]
-    height = 0.95 + 0.34 * len(rows)
+    height = 1.05 + 0.34 * len(rows)
     space = min(2.6, 0.35 + 0.085 * max((len(row) for row in rows), default=0))
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the reader's fonts draw the text, not ours
         figure = Figure(figsize=(width, height))
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         figure.subplots_adjust(
-            left=space / width, right=1 - 0.15 / width, top=1 - 0.55 / height, bottom=0.32 / height, wspace=0.14
+            left=space / width, right=1 - 0.15 / width, top=1 - 0.65 / height, bottom=0.32 / height, wspace=0.14
         )
         for axes, panel in zip(grid, panels, strict=True):
             _panel(axes, panel, rows)
@@ -80,23 +80,26 @@ def _panel(axes: Any, panel: Panel, rows: Sequence[str]) -> None:
     spans = [(i, ends) for (i, _) in dotted if (ends := panel.ends[i]) is not None]
     lows, highs = [low for _, (low, _) in spans], [high for _, (_, high) in spans]
     axes.hlines([i for i, _ in spans], lows, highs, color=ACCENT, linewidth=1.5, capstyle="round")
-    for dash, (name, value) in zip(DASHES, sorted(panel.controls.items()), strict=False):
-        axes.axvline(value, color=MUTED, linewidth=1, linestyle=dash, zorder=1)
-        axes.annotate(
-            label(name, 14), (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
-            ha="center", fontsize=7, color=MUTED,
-        )  # fmt: skip
     known = [v for v in (*panel.values, *panel.controls.values()) if v is not None]
     known += [end for ends in panel.ends if ends is not None for end in ends]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     margin = 0.18 * (high - low) or max(1.0, 0.1 * abs(high))
     axes.set_xlim(low - margin, high + margin)
+    for i, (dash, (name, value)) in enumerate(zip(DASHES, sorted(panel.controls.items()), strict=False)):
+        axes.axvline(value, color=MUTED, linewidth=1, linestyle=dash, zorder=1)
+        axes.annotate(  # towards the middle, one above the other: names meet neither each other nor those of the next panel
+            label(name, 14), (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 2 + 8 * i), textcoords="offset points",
+            ha="left" if 2 * value < low + high else "right", fontsize=7, color=MUTED,
+        )  # fmt: skip
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), rows)
-    axes.set_title("\n".join(label(line) for line in panel.title.splitlines()), fontsize=9, loc="left", pad=14, color=INK)
+    title, names = "\n".join(label(line) for line in panel.title.splitlines()), min(len(panel.controls), len(DASHES))
+    axes.set_title(title, fontsize=9, loc="left", pad=6 + 8 * names, color=INK)
     axes.tick_params(length=0, labelsize=8)
     axes.tick_params(axis="y", labelsize=9)
-    axes.locator_params(axis="x", nbins=3)
+    axes.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10], integer=True)
+    inside = [tick for tick in axes.get_xticks() if low - 0.4 * margin <= tick <= high + 0.4 * margin]
+    axes.set_xticks(inside or [low, high])  # those at the ends would meet the next panel's
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
