@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from suite import plugins
+from suite import markers, plugins
+from suite.regenerate import build, gather
 from suite.results import PREDICTIONS_MOST, Results
+from suite.store import Store
 from suite.validate import Known, publishable
 
 ROOT = Path(__file__).resolve().parent.parent / "reports" / "results"
@@ -30,3 +32,13 @@ def test_every_published_array_can_be_read():
 
 def test_published_files_are_small():
     assert max(path.stat().st_size for path in ROOT.rglob("*")) <= PREDICTIONS_MOST
+
+
+def test_tables_in_the_docs_are_what_the_published_records_say(tmp_path):
+    library = gather(Store(tmp_path), Results(ROOT))
+    known = Known(plugins.load_all("recipes"), plugins.load_all("evaluators"))
+    documents = build(library.records, known, library)
+    found = markers.files([ROOT.parent.parent / "docs", ROOT.parent.parent / "README.md"])
+    assert "linear.md" in {path.name for path in found}
+    for path in found:
+        assert markers.rewritten(path, documents) == path.read_bytes(), path.name
