@@ -198,9 +198,9 @@ def full(
         targets[targets == 0] = -1
     held, about, bound = cross_validate(fitter, targets, cfg.costs, cfg.folds, cfg.positive_weight, advance)
     value = held.nan_to_num(-1)  # costs×C
-    best = value.argmax(0)  # C; the first of equal ones
-    costs = [cfg.costs[i] for i in best.tolist()]
-    chosen = torch.stack([about[i][c] for c, i in enumerate(best.tolist())])
+    best = value.argmax(0).tolist()  # C; the first of equal ones
+    costs = [cfg.costs[i] for i in best]
+    chosen = torch.stack([about[i][c] for c, i in enumerate(best)])
     machines, certificate = refit(fitter, targets, costs, chosen, cfg.positive_weight)
     scores = fitter.score(machines).T.numpy().astype("<f4")  # L×C
     return Layer(

@@ -42,3 +42,25 @@ def digits():
 
     images = load("digits", "train")
     return images.subset(np.arange(512))
+
+
+@pytest.fixture
+def few(digits):
+    """48 of them."""
+    return digits.subset(np.arange(48), "train")
+
+
+@pytest.fixture
+def backbone():
+    """A small ResNet."""
+    from tests.probe_samples import convolutional
+
+    return convolutional()
+
+
+@pytest.fixture
+def vit():
+    """A small transformer."""
+    from tests.probe_samples import transformer
+
+    return transformer()

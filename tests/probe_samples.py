@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small networks for the tests of linear evaluation."""
+"""Small networks and a view for the tests of linear evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import torch
 
 from suite.backbone import Backbone
 from suite.presets import SMALL_RESNET
+from suite.views import CenterCrop, Normalize, View
 
+VIEW = View((CenterCrop(32), Normalize()))
+"""Draws nothing."""
 TINY = {**SMALL_RESNET["arch_options"], "channels": [4, 8, 8, 16]}
 
 

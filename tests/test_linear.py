@@ -24,26 +24,10 @@ from suite.nn.probes import Probes, ProbeSettings
 from suite.nn.rows import Rows
 from suite.progress import Reporter
 from suite.testing import check_evaluator
-from suite.views import CenterCrop, ColorJitter, Lighting, Normalize, RandomCrop, RandomResizedCrop, View, Warp
-from tests.probe_samples import convolutional, transformer
+from suite.views import ColorJitter, Lighting, Normalize, RandomCrop, RandomResizedCrop, Warp
+from tests.probe_samples import VIEW
 
 CPU = torch.device("cpu")
-VIEW = View((CenterCrop(32), Normalize()))
-
-
-@pytest.fixture
-def backbone():
-    return convolutional()
-
-
-@pytest.fixture
-def vit():
-    return transformer()
-
-
-@pytest.fixture
-def few(digits):
-    return digits.subset(np.arange(48), "train")
 
 
 def test_layers_of_both_kinds_of_network(backbone, vit):

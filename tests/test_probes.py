@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,25 +16,7 @@ from suite.nn.probes import Probes, ProbeSettings, rate_rules, read
 from suite.progress import Reporter
 from suite.spec import Optim, Rule
 from suite.train import Plan, Trainer, fit
-from suite.views import CenterCrop, Normalize, View
-from tests.probe_samples import convolutional, transformer
-
-VIEW = View((CenterCrop(32), Normalize()))
-
-
-@pytest.fixture
-def backbone():
-    return convolutional()
-
-
-@pytest.fixture
-def vit():
-    return transformer()
-
-
-@pytest.fixture
-def few(digits):
-    return digits.subset(np.arange(48), "train")
+from tests.probe_samples import VIEW
 
 
 def pictures(images, view=VIEW):
